@@ -1,0 +1,60 @@
+"""Denoising diffusion in JAX: pure functions that read like the papers.
+
+    import diffusion_jax as dj
+
+    schedule = dj.schedules.cosine(num_steps=1000)
+    x_t = dj.q_sample(x0, eps, schedule.level(t))
+
+The functions are grouped by module as the papers group them; the names below are the ones that most notebooks need.
+"""
+
+from diffusion_jax import denoisers, grids, losses, predictions, process, samplers, schedules, timesteps
+from diffusion_jax.denoisers import classifier_free, clip_x0, make_denoiser
+from diffusion_jax.grids import respaced
+from diffusion_jax.process import q_posterior, q_sample, q_step
+from diffusion_jax.samplers import ancestral, ddim, example_keys, initial_noise, sample
+from diffusion_jax.types import (
+    CLEAN,
+    Denoiser,
+    Level,
+    Loss,
+    Parameterization,
+    Prediction,
+    Sampler,
+    Schedule,
+    Timesteps,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLEAN",
+    "Denoiser",
+    "Level",
+    "Loss",
+    "Parameterization",
+    "Prediction",
+    "Sampler",
+    "Schedule",
+    "Timesteps",
+    "ancestral",
+    "classifier_free",
+    "clip_x0",
+    "ddim",
+    "denoisers",
+    "example_keys",
+    "grids",
+    "initial_noise",
+    "losses",
+    "make_denoiser",
+    "predictions",
+    "process",
+    "q_posterior",
+    "q_sample",
+    "q_step",
+    "respaced",
+    "sample",
+    "samplers",
+    "schedules",
+    "timesteps",
+]

@@ -1,0 +1,218 @@
+"""From a Config, whose strings end here, to the functions of a run."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffusion_jax import grids, losses, predictions, samplers, schedules, timesteps
+from diffusion_jax.config import Config, check_types
+from diffusion_jax.denoisers import clip_x0, make_denoiser
+from diffusion_jax.errors import UserError, nearest
+from diffusion_jax.models.unet import MODELS
+from diffusion_jax.training.parallel import map_examples
+from diffusion_jax.training.state import TrainState, init_state
+from diffusion_jax.types import ApplyFn, Level, Loss, Parameterization, Sampler, Schedule, Timesteps
+
+OPTIMIZERS = ("adam", "adamw")
+DECAYS = ("constant", "cosine")
+DTYPES = ("float32", "bfloat16")
+
+
+class Parts(NamedTuple):
+    """What a Config stands for."""
+
+    schedule: Schedule
+    betas: np.ndarray
+    parameterization: Parameterization
+    loss: Loss
+    timesteps: Timesteps
+    apply_fn: ApplyFn
+    init_params: Callable  # key -> params
+    learning_rate: Callable  # step -> learning rate
+    optimizer: optax.GradientTransformation
+    sampler: Sampler
+    grid: Level
+
+    def init_state(self, key: jax.Array) -> TrainState:
+        return init_state(self.init_params(key), self.optimizer, self.timesteps.init())
+
+
+def choose(registry: Mapping[str, Any] | tuple, name: str, field: str) -> Any:
+    """The entry of a registry, or UserError with the nearest name."""
+    if name not in registry:
+        raise UserError(f"config.{field} has no {name!r}; {nearest(name, registry)}")
+    return registry[name] if isinstance(registry, Mapping) else name
+
+
+def build(config: Config) -> Parts:
+    """All parts of a run. Raises UserError for settings that don't go together, before anything is computed."""
+    check_types(config)
+    check_ranges(config)
+    diffusion = config.diffusion
+    try:
+        betas = choose(schedules.BETAS, diffusion.schedule, "diffusion.schedule")(diffusion.num_steps)
+        schedule = schedules.from_betas(betas)
+        parameterization = choose(predictions.PREDICTIONS, diffusion.prediction, "diffusion.prediction")()
+        if diffusion.prediction in ("eps", "score") and betas[-1] == 1.0:
+            raise UserError(f"{diffusion.prediction} cannot be decoded from pure noise, which this schedule ends with; use v")
+        norm = choose(tuple(losses.NORMS), diffusion.norm, "diffusion.norm")
+        loss = choose(losses.LOSSES, diffusion.loss, "diffusion.loss")(parameterization, norm)
+        distribution = choose(timesteps.TIMESTEPS, diffusion.timesteps, "diffusion.timesteps")(schedule)
+        apply_fn, init_params = network(config)
+        learning_rate = learning_rate_schedule(config)
+        return Parts(
+            schedule,
+            betas,
+            parameterization,
+            loss,
+            distribution,
+            apply_fn,
+            init_params,
+            learning_rate,
+            make_optimizer(config, learning_rate),
+            make_sampler(config),
+            make_grid(config, schedule),
+        )
+    except ValueError as error:  # the library's own checks
+        raise UserError(str(error)) from None
+
+
+def check_ranges(config: Config) -> None:
+    """Raises UserError for numbers out of range that no library function would catch."""
+    training, sampling, data = config.training, config.sampling, config.data
+    positive = {"training.num_steps": training.num_steps, "training.log_every": training.log_every}
+    positive |= {"training.checkpoint_every": training.checkpoint_every, "training.steps_per_call": training.steps_per_call}
+    positive |= {"training.keep_checkpoints": training.keep_checkpoints, "training.learning_rate": training.learning_rate}
+    positive |= {"training.accumulation_steps": training.accumulation_steps, "training.batch_size": training.batch_size}
+    positive |= {"training.eval_examples": training.eval_examples}
+    positive |= {"sampling.num": sampling.num, "sampling.batch_size": sampling.batch_size}
+    for name, value in positive.items():
+        if value <= 0:
+            raise UserError(f"config.{name} must be above 0, not {value}")
+    not_negative = {"training.warmup_steps": training.warmup_steps, "training.eval_every": training.eval_every}
+    not_negative |= {"training.sample_every": training.sample_every, "training.clip_norm": training.clip_norm}
+    not_negative |= {"data.num_classes": data.num_classes, "sampling.eta": sampling.eta, "seed": config.seed}
+    not_negative |= {"sampling.seed": sampling.seed, "training.weight_decay": training.weight_decay}
+    for name, value in not_negative.items():
+        if value < 0:
+            raise UserError(f"config.{name} must be at least 0, not {value}")
+    for name, value in {"training.ema_decay": training.ema_decay, "model.dropout": config.model.dropout}.items():
+        if not 0.0 <= value < 1.0:
+            raise UserError(f"config.{name} must be at least 0 and below 1, not {value}")
+    if sampling.eta > 1.0:
+        raise UserError(f"config.sampling.eta must be at most 1, not {sampling.eta}")
+    if not -1 <= sampling.label < max(data.num_classes, 1) or (sampling.label >= 0 and not data.num_classes):
+        labels = f"-1 to {data.num_classes - 1}" if data.num_classes else "-1: this run has no labels"
+        raise UserError(f"config.sampling.label={sampling.label} must be {labels}")
+    if len(data.shape) != 3 or min(data.shape) < 1:
+        raise UserError(f"config.data.shape must be height, width and channels, not {data.shape}")
+    if training.steps_per_call > 1:
+        for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
+            if getattr(training, name) % training.steps_per_call:
+                raise UserError(f"config.training.{name} must be a multiple of steps_per_call={training.steps_per_call}")
+
+
+def network(config: Config) -> tuple[ApplyFn, Callable]:
+    """(apply_fn, init_params) of the model. apply_fn trains, with dropout, where it is given a `dropout_key`."""
+    model, (height, width, channels) = config.model, config.data.shape
+    for resolution in model.attention_resolutions:
+        levels = [height // 2**i for i in range(len(model.channel_mult))]
+        if resolution not in levels:
+            raise UserError(f"config.model.attention_resolutions has {resolution}, but the levels have heights {levels}")
+    module = choose(MODELS, model.name, "model.name")(
+        out_channels=channels * (2 if model.learned_variance else 1),
+        channels=model.channels,
+        channel_mult=tuple(model.channel_mult),
+        blocks=model.blocks,
+        attention_factors=tuple(height // resolution for resolution in model.attention_resolutions),
+        heads=model.heads,
+        head_channels=model.head_channels or None,
+        scale_shift=model.scale_shift,
+        resample_blocks=model.resample_blocks,
+        dropout=model.dropout,
+        num_classes=config.data.num_classes or None,
+        dtype=jnp.dtype(choose(DTYPES, model.dtype, "model.dtype")),
+    )
+
+    def apply_fn(params, x, t, cond=None, dropout_key=None):
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        return module.apply({"params": params}, x, t, cond, train=dropout_key is not None, rngs=rngs)
+
+    def init_params(key):
+        labels = jnp.zeros((1,), jnp.int32) if config.data.num_classes else None
+        return module.init(key, jnp.zeros((1, height, width, channels)), jnp.zeros((1,)), labels)["params"]
+
+    jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
+    return apply_fn, jax.jit(init_params)
+
+
+def learning_rate_schedule(config: Config) -> Callable:
+    training = config.training
+    if choose(DECAYS, training.decay, "training.decay") == "constant":
+        after = optax.constant_schedule(training.learning_rate)
+    else:
+        after = optax.cosine_decay_schedule(training.learning_rate, max(training.num_steps - training.warmup_steps, 1))
+    if training.warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(0.0, training.learning_rate, training.warmup_steps)
+    return optax.join_schedules([warmup, after], [training.warmup_steps])
+
+
+def make_optimizer(config: Config, learning_rate: Callable) -> optax.GradientTransformation:
+    training = config.training
+    if choose(OPTIMIZERS, training.optimizer, "training.optimizer") == "adamw":
+        update = optax.adamw(learning_rate, training.b1, training.b2, weight_decay=training.weight_decay)
+    else:
+        if training.weight_decay:
+            raise UserError("config.training.weight_decay needs training.optimizer=adamw")
+        update = optax.adam(learning_rate, training.b1, training.b2)
+    return optax.chain(optax.clip_by_global_norm(training.clip_norm), update) if training.clip_norm else update
+
+
+def make_sampler(config: Config) -> Sampler:
+    sampling = config.sampling
+    factory = choose(samplers.SAMPLERS, sampling.sampler, "sampling.sampler")
+    options = {"ancestral": {"variance": sampling.variance}, "ddim": {"eta": sampling.eta}}
+    return factory(**options.get(sampling.sampler, {}))
+
+
+def make_grid(config: Config, schedule: Schedule) -> Level:
+    sampling = config.sampling
+    grid = choose(grids.GRIDS, sampling.grid, "sampling.grid")
+    if sampling.grid == "respaced":
+        return grid(schedule, sampling.steps)
+    if not sampling.steps.isdigit():
+        raise UserError(f"config.sampling.steps must be a number for the {sampling.grid} grid, not {sampling.steps!r}")
+    return grid(schedule, int(sampling.steps))
+
+
+def make_generate(config: Config, parts: Parts, trajectory: bool = False) -> Callable:
+    """generate(params, index) -> float images [n, H, W, C] in about [-1, 1], on all devices; sample number i = index[j]
+    depends on sampling.seed and i alone. With trajectory: (images, xs [n, levels + 1, H, W, C])."""
+    sampling, shape = config.sampling, tuple(config.data.shape)
+    key = jax.random.key(sampling.seed)
+
+    def draw(params, index, labels=None):
+        keys = samplers.example_keys(key, index)
+        part = lambda number: jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
+        denoiser = make_denoiser(parts.apply_fn, params, parts.parameterization, labels)
+        if sampling.clip_x0:
+            denoiser = clip_x0(denoiser)
+        x_init = samplers.initial_noise(part(0), shape, jax.tree.map(lambda a: a[0], parts.grid))
+        drawn = samplers.sample(parts.sampler, denoiser, part(1), x_init, parts.grid, trajectory)
+        return (drawn[0], jnp.moveaxis(drawn[1], 0, 1)) if trajectory else drawn
+
+    mapped = map_examples(draw)
+
+    def generate(params, index):
+        index = np.asarray(index)
+        if not config.data.num_classes:
+            return mapped(params, index)
+        labels = index % config.data.num_classes if sampling.label < 0 else np.full_like(index, sampling.label)
+        return mapped(params, index, labels)
+
+    return generate

@@ -1,0 +1,52 @@
+"""The command `list`: what can be named in a config, and every setting with its default."""
+
+import ast
+import pathlib
+import re
+
+from diffusion_jax import build, grids, losses, predictions, samplers, schedules, timesteps
+from diffusion_jax.config import Config, fields
+from diffusion_jax.data import sources
+from diffusion_jax.models import unet
+
+REGISTRIES = {
+    "data.source": sources.SOURCES,
+    "model.name": unet.MODELS,
+    "diffusion.schedule": schedules.SCHEDULES,
+    "diffusion.prediction": predictions.PREDICTIONS,
+    "diffusion.loss": losses.LOSSES,
+    "diffusion.timesteps": timesteps.TIMESTEPS,
+    "sampling.sampler": samplers.SAMPLERS,
+    "sampling.grid": grids.GRIDS,
+}
+CHOICES = {
+    "model.dtype": build.DTYPES,
+    "diffusion.norm": tuple(losses.NORMS),
+    "training.optimizer": build.OPTIMIZERS,
+    "training.decay": build.DECAYS,
+    "sampling.variance": samplers.VARIANCES,
+}
+
+
+def summary(docstring: str | None) -> str:
+    """The first sentence of a docstring."""
+    paragraph = " ".join((docstring or "").split("\n\n")[0].split())
+    return re.split(r"(?<! al)(?<! eq)(?<! eqs)\. |: ", paragraph)[0].rstrip(".")
+
+
+def catalog(folder: pathlib.Path) -> str:
+    """The page that `list` prints; folder holds the experiments."""
+    lines = ["Experiments (--config):"]
+    for path in sorted(folder.glob("*.py")):
+        lines.append(f"  {folder.name}/{path.name:<24} {summary(ast.get_docstring(ast.parse(path.read_text())))}")
+    for field, registry in REGISTRIES.items():
+        lines += ["", f"--config.{field}"]
+        lines += [f"  {name:<16} {summary(entry.__doc__)}" for name, entry in registry.items()]
+    lines += [""] + [f"--config.{field:<24} {', '.join(names)}" for field, names in CHOICES.items()]
+    lines += ["", "Settings, with their defaults where no experiment says otherwise:"]
+    lines += [f"  --config.{path + '=' + _text(value):<46} {f.metadata['doc']}" for path, f, value in fields(Config())]
+    return "\n".join(lines)
+
+
+def _text(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,218 @@
+"""The settings of a run: dataclasses, their checks, and their JSON round trip.
+
+An experiment file's `get_config()` returns a `Config`; the command line overrides its fields as
+`--config.training.batch_size=64`; the resolved one is stored in the workdir as config.json.
+"""
+
+import dataclasses
+import json
+import pathlib
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusion_jax.errors import UserError, nearest
+
+
+def setting(default: Any, doc: str) -> Any:
+    """A documented field; `main.py list` prints the text."""
+    return field(default=default, metadata={"doc": doc})
+
+
+def group(cls: type) -> Any:
+    return field(default_factory=cls)
+
+
+@dataclass
+class Data:
+    source: str = setting("digits", "name of the data source")
+    name: str = setting("", "of a tfds source: the data set, as in cifar10:3.0.2")
+    folder: str = setting("", "of a tfds source: where prepared data sets lie; empty for TFDS_DATA_DIR or tfds's own default")
+    shape: tuple = setting((8, 8, 1), "height, width and channels of the images")
+    num_classes: int = setting(10, "number of labels; 0 trains without labels")
+    train_split: str = setting("train", "the split to train on")
+    eval_split: str = setting("test", "the held-out split")
+    flip: bool = setting(False, "mirror half of the training images, at random")
+
+
+@dataclass
+class Model:
+    name: str = setting("unet", "the network")
+    channels: int = setting(128, "channels of the first level")
+    channel_mult: tuple = setting((1, 2, 2, 2), "a level's channels over the first's; one entry a level")
+    blocks: int = setting(2, "residual blocks a level")
+    attention_resolutions: tuple = setting((16,), "image heights, in pixels, at which there is attention")
+    heads: int = setting(1, "attention heads")
+    head_channels: int = setting(0, "channels of an attention head; 0 takes `heads` heads instead")
+    scale_shift: bool = setting(True, "the embedding scales and shifts after the norm; False: it is added before")
+    resample_blocks: bool = setting(False, "halve and double by residual blocks; False: by convolutions")
+    learned_variance: bool = setting(False, "twice the output channels, the second half for the variance")
+    dropout: float = setting(0.0, "dropout rate in the residual blocks")
+    dtype: str = setting("float32", "precision of the computation, float32 or bfloat16; parameters stay float32")
+
+
+@dataclass
+class Diffusion:
+    schedule: str = setting("cosine", "the noise schedule")
+    num_steps: int = setting(1000, "T, the length of the schedule's table")
+    prediction: str = setting("eps", "what the network predicts")
+    loss: str = setting("denoising", "the training loss")
+    norm: str = setting("l2", "of the denoising loss: l2 or l1")
+    timesteps: str = setting("uniform", "the distribution of t in training")
+
+
+@dataclass
+class Training:
+    num_steps: int = setting(100_000, "optimizer steps")
+    batch_size: int = setting(128, "images a step, over all devices")
+    optimizer: str = setting("adam", "adam or adamw")
+    learning_rate: float = setting(1e-4, "peak learning rate")
+    warmup_steps: int = setting(1000, "steps over which the learning rate rises from 0")
+    decay: str = setting("constant", "the learning rate after warm-up: constant, or cosine to 0 at the last step")
+    b1: float = setting(0.9, "Adam's decay of the gradient's mean")
+    b2: float = setting(0.999, "Adam's decay of the gradient's square")
+    weight_decay: float = setting(0.0, "of adamw")
+    clip_norm: float = setting(1.0, "largest global norm of the gradient; 0 does not clip")
+    ema_decay: float = setting(0.9999, "decay of the parameters' moving average, after its warm-up")
+    accumulation_steps: int = setting(1, "parts that a batch is cut into, one after the other, to save memory")
+    steps_per_call: int = setting(1, "optimizer steps a dispatch; 1 is best on the CPU, 10 or more on fast devices")
+    log_every: int = setting(50, "steps between two lines of metrics")
+    eval_every: int = setting(1000, "steps between two evaluations of the held-out loss; 0 for none")
+    eval_examples: int = setting(1024, "examples of the held-out loss, each with a fixed t and noise")
+    sample_every: int = setting(1000, "steps between two pictures of samples; 0 for none but the last")
+    checkpoint_every: int = setting(1000, "steps between two checkpoints")
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep")
+
+
+@dataclass
+class Sampling:
+    sampler: str = setting("ancestral", "the sampler")
+    variance: str = setting("fixed_small", "of ancestral: fixed_small or fixed_large")
+    eta: float = setting(0.0, "of ddim: 0 is deterministic, 1 as noisy as ancestral")
+    grid: str = setting("respaced", "how the steps are spread")
+    steps: str = setting("250", 'how many: "250", "10,15,20" or "ddim50" where respaced, a number elsewhere')
+    clip_x0: bool = setting(True, "clip the predicted image to the data's range in every step")
+    num: int = setting(100, "number of samples")
+    batch_size: int = setting(500, "samples at a time; the samples do not depend on it")
+    seed: int = setting(0, "sample i depends on this and on i alone")
+    ema: bool = setting(True, "sample with the averaged parameters; False: with the raw ones")
+    label: int = setting(-1, "the class to draw; -1 for all in turn")
+    gif: bool = setting(False, "write the reverse process of the first samples as a GIF, too")
+    strip: bool = setting(False, "write the reverse process of the first samples as a strip of pictures, too")
+
+
+@dataclass
+class Config:
+    seed: int = setting(0, "of the parameters, the data's order, t, noise and dropout")
+    data: Data = group(Data)
+    model: Model = group(Model)
+    diffusion: Diffusion = group(Diffusion)
+    training: Training = group(Training)
+    sampling: Sampling = group(Sampling)
+
+
+# What may change between two starts in one workdir: how long, how often, what to draw. All else is the experiment.
+FREE_FIELDS = {
+    "data.folder",
+    "training.num_steps",
+    "training.log_every",
+    "training.eval_every",
+    "training.eval_examples",
+    "training.sample_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.steps_per_call",
+}
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """(dotted path, field, value) of every setting, in order."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, f, value
+
+
+def check_path(config: Config, path: str) -> None:
+    """Raises UserError, naming the nearest field, where a dotted path is none of the config's settings."""
+    paths = [known for known, _, _ in fields(config)]
+    if path not in paths:
+        last = path.rpartition(".")[2]
+        same = [known for known in paths if known.rpartition(".")[2] == last]
+        hint = f"did you mean {same[0]!r}?" if len(same) == 1 else nearest(path, paths)
+        raise UserError(f"config has no field {path!r}; {hint}")
+
+
+def check_types(config: Config) -> None:
+    """Raises UserError for a value of the wrong type. Whole numbers count as floats, lists as tuples."""
+    types = {cls.__name__: typing.get_type_hints(cls) for cls in (Config, Data, Model, Diffusion, Training, Sampling)}
+    for path, f, value in fields(config):
+        owner = path.rpartition(".")[0].capitalize() or "Config"
+        wanted = types[owner][f.name]
+        if wanted is tuple:
+            fits = isinstance(value, (tuple, list)) and all(type(v) is int for v in value)
+        else:
+            fits = type(value) is wanted or (wanted is float and type(value) is int)
+        if not fits:
+            kind = "whole numbers such as 1,2,2" if wanted is tuple else f"a value of type {wanted.__name__}"
+            raise UserError(f"config.{path} must be {kind}, not {value!r}")
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(values: dict) -> Config:
+    """The Config of what `to_json` wrote; fields that it lacks take their defaults."""
+    config = Config()
+
+    def fill(target, values, prefix):
+        for name, value in values.items():
+            current = getattr(target, name, None)
+            if dataclasses.is_dataclass(current) and isinstance(value, dict):
+                fill(current, value, f"{prefix}{name}.")
+            else:
+                check_path(config, prefix + name)
+                setattr(target, name, tuple(value) if isinstance(value, list) else value)
+
+    fill(config, values, "")
+    check_types(config)
+    return config
+
+
+def load(path: str | pathlib.Path) -> Config:
+    """The Config of an experiment file (.py with a `get_config()`) or of a stored config.json."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        directory = path.parent if path.parent.is_dir() else pathlib.Path("experiments")
+        names = [str(p) for p in directory.glob("*.py") if p.name != "__init__.py"]
+        raise UserError(f"no config file {str(path)!r}" + (f"; {nearest(str(path), names)}" if names else ""))
+    if path.suffix == ".json":
+        try:
+            return from_dict(json.loads(path.read_text()))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} is no stored config: {error}") from None
+    namespace: dict[str, Any] = {"__file__": str(path), "__name__": "experiment"}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), namespace)
+        config = namespace["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from None
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: get_config() must return a diffusion_jax.config.Config, not {type(config).__name__}")
+    return config
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """'path: old -> new' for every setting that makes two configs different experiments."""
+    pairs = zip(fields(old), fields(new), strict=True)
+    return [
+        f"{path}: {was!r} -> {now!r}"
+        for (path, _, was), (_, _, now) in pairs
+        if was != now and path not in FREE_FIELDS and not path.startswith("sampling.")
+    ]

@@ -1,0 +1,90 @@
+"""Data sources: anything with `__len__` and `__getitem__`, whose examples are {"image": uint8 [H, W, C], "label": int}.
+
+A source is built from (split, name, folder); most need the split alone.
+"""
+
+import os
+
+import numpy as np
+
+from diffusion_jax.errors import UserError, nearest
+
+
+class Arrays:
+    """A source of images [N, H, W, C] uint8 and labels [N] in memory."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return {"image": self.images[i], "label": np.int32(self.labels[i])}
+
+
+def digits(split: str, name: str = "", folder: str = "") -> Arrays:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 grayscale (UCI, Alpaydin & Kaynak 1998), their 0 ... 16 made 0 ... 255.
+
+    The source has no split of its own: every tenth image is "test" (180), the others are "train" (1,617).
+    """
+    from sklearn.datasets import load_digits
+
+    if split not in ("train", "test"):
+        raise UserError(f"the digits have the splits train and test, not {split!r}")
+    bunch = load_digits()
+    images = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
+    chosen = (np.arange(len(images)) % 10 == 0) == (split == "test")
+    return Arrays(images[chosen], bunch.target[chosen].astype(np.int32))
+
+
+class Tfds:
+    """A source over a `tfds.data_source`, read without TensorFlow."""
+
+    def __init__(self, examples, labelled: bool):
+        self.examples, self.labelled = examples, labelled
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, i):
+        example = self.examples[int(i)]
+        return {"image": example["image"], "label": np.int32(example["label"] if self.labelled else 0)}
+
+
+def tfds(split: str, name: str, folder: str = "") -> Tfds:
+    """An image data set of TensorFlow Datasets, such as "cifar10" or "cifar10:3.0.2", prepared as ArrayRecord in `folder`.
+
+    An empty folder means TFDS_DATA_DIR, else tfds's own default. Where the data set is not prepared yet, tfds downloads and
+    prepares it, which needs a network and TensorFlow.
+    """
+    import tensorflow_datasets
+
+    folder = folder or os.environ.get("TFDS_DATA_DIR", "")
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=folder or None, file_format="array_record")
+        if not builder.data_path.exists():
+            builder.download_and_prepare()
+        features = builder.info.features or {}
+        return Tfds(builder.as_data_source(split=split), "label" in features)
+    except Exception as error:  # tfds raises a different class for each of a hundred causes
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"tfds cannot read {name!r} ({split}) from {folder or 'its default folder'}: {first}") from error
+
+
+SOURCES = {"digits": digits, "tfds": tfds}
+
+
+def load(source: str, split: str, name: str, folder: str, shape: tuple[int, ...], num_classes: int):
+    """The named source, held against the shape and number of classes that the experiment declares; else UserError."""
+    if source not in SOURCES:
+        raise UserError(f"unknown data source {source!r}; {nearest(source, SOURCES)}")
+    loaded = SOURCES[source](split, name, folder)
+    if len(loaded) == 0:
+        raise UserError(f"the split {split!r} of {name or source} is empty")
+    example = loaded[0]
+    if example["image"].shape != tuple(shape):
+        raise UserError(f"{name or source} has images of shape {example['image'].shape}, but data.shape is {tuple(shape)}")
+    if num_classes and not 0 <= example["label"] < num_classes:
+        raise UserError(f"{name or source} has the label {example['label']}, but data.num_classes is {num_classes}")
+    return loaded

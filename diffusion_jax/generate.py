@@ -1,0 +1,100 @@
+"""The command `sample`: draws from a trained run and writes the pictures."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import tqdm
+
+from diffusion_jax import pictures
+from diffusion_jax.build import Parts, build, make_generate
+from diffusion_jax.config import Config, differences, load
+from diffusion_jax.errors import UserError
+from diffusion_jax.training.checkpoint import Checkpoints
+
+PICTURED = 10  # samples whose reverse process is shown
+FRAMES = 50  # at most, in a GIF
+
+
+def rows(config: Config, count: int) -> int:
+    """Rows of a grid of samples: one for each class where they come in turn."""
+    by_class = config.data.num_classes if config.sampling.label < 0 else 0
+    return min(by_class or round(count**0.5), count)
+
+
+def grid(config: Config, images: np.ndarray) -> np.ndarray:
+    """Float images [N, H, W, C] -> one picture, uint8."""
+    return pictures.enlarge(pictures.tile(pictures.to_uint8(images), rows(config, len(images))))
+
+
+def draw(generate: Callable, params, num: int, batch_size: int, progress: bool = False) -> np.ndarray:
+    """Samples 0 ... num - 1, float [num, H, W, C]; a last batch that is not full is filled up, so that shapes stay."""
+    images, size = [], min(batch_size, num)
+    with tqdm.tqdm(total=num, unit="image", disable=not progress) as bar:
+        for start in range(0, num, size):
+            index = np.minimum(start + np.arange(size), num - 1)
+            images.append(generate(params, index)[: num - start])
+            bar.update(len(images[-1]))
+    return np.concatenate(images)
+
+
+def restore_params(config: Config, parts: Parts, workdir: pathlib.Path):
+    """(parameters to sample with, their step) from the newest checkpoint."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    state, _ = checkpoints.restore(jax.eval_shape(parts.init_state, jax.random.key(0)))
+    checkpoints.close()
+    return (state.ema_params if config.sampling.ema else state.params), int(state.step)
+
+
+def new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
+    """parent/name, or parent/name-2, -3, ... where it exists: nothing is overwritten."""
+    for number in range(1, 10**6):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    raise UserError(f"{parent} is full of {name}")
+
+
+def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Draws sampling.num images and writes grid.png, one PNG each and samples.npz, on request chain.gif and chain.png.
+
+    Returns the folder, workdir/samples/<how they were drawn>. samples.npz holds `images` uint8 [N, H, W, C] and, where
+    the run has classes, `labels` [N].
+    """
+    changed = differences(load(workdir / "config.json"), config)
+    if changed:
+        raise UserError(f"sampling takes only config.sampling.* settings, not {'; '.join(changed)}")
+    sampling, parts = config.sampling, build(config)
+    params, step = restore_params(config, parts, workdir)
+    images = draw(make_generate(config, parts), params, sampling.num, sampling.batch_size, progress=True)
+
+    kind = f"{sampling.sampler}-{sampling.steps}" + ("" if sampling.ema else "-raw")
+    folder = new_folder(workdir / "samples", f"step{step}-{kind}-seed{sampling.seed}")
+    pictures.save(folder / "grid.png", grid(config, images))
+    pixels = pictures.to_uint8(images)
+    for i, image in enumerate(pixels):
+        pictures.save(folder / f"{i:05d}.png", image)
+    index = np.arange(sampling.num)
+    labels = index % max(config.data.num_classes, 1) if sampling.label < 0 else np.full_like(index, sampling.label)
+    np.savez(folder / "samples.npz", images=pixels, **({"labels": labels} if config.data.num_classes else {}))
+    if sampling.gif or sampling.strip:
+        write_chain(config, folder, make_generate(config, parts, trajectory=True), params)
+    return folder
+
+
+def write_chain(config: Config, folder: pathlib.Path, generate, params) -> None:
+    """The reverse process of the first samples: chain.gif, and chain.png with one sample a row and time to the right."""
+    count = min(config.sampling.num, PICTURED)
+    _, xs = generate(params, np.arange(count))
+    frames = [pictures.to_uint8(xs[:, i]) for i in np.linspace(0, xs.shape[1] - 1, min(FRAMES, xs.shape[1])).round().astype(int)]
+    if config.sampling.gif:
+        pictures.save_gif(folder / "chain.gif", [pictures.enlarge(pictures.tile(frame, 1)) for frame in frames])
+    if config.sampling.strip:
+        shown = [frames[i] for i in np.linspace(0, len(frames) - 1, min(12, len(frames))).round().astype(int)]
+        pictures.save(folder / "chain.png", pictures.enlarge(pictures.tile(np.concatenate(shown), count), 800))

@@ -1,0 +1,1 @@
+"""Networks: flax only, no diffusion."""

@@ -1,0 +1,137 @@
+"""The U-Net of DDPM, Improved DDPM and ADM. It knows nothing of diffusion: (x, t, labels) -> an image of features."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.models.attention import SelfAttention, group_norm
+from diffusion_jax.models.embeddings import sinusoidal
+
+
+def conv(features: int, size: int, dtype, name: str, **kwargs) -> nn.Conv:
+    return nn.Conv(features, (size, size), padding=size // 2, dtype=dtype, name=name, **kwargs)
+
+
+def upsample(x):
+    """Nearest-neighbour, to twice the height and width."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def downsample(x):
+    """The mean of each 2 x 2 square."""
+    return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+class ResBlock(nn.Module):
+    """Two 3 x 3 convolutions with the embedding between them, and a skip (Ho et al. 2020, appendix B; ADM, section 3).
+
+    The embedding enters as (1 + scale) h + shift after the second norm where `scale_shift`, else as h + embedding before
+    it. `resample`, None or `upsample` or `downsample`, makes it ADM's (BigGAN's) up- or downsampling block.
+    """
+
+    features: int
+    scale_shift: bool
+    dropout: float
+    dtype: jnp.dtype
+    resample: object = None
+
+    @nn.compact
+    def __call__(self, x, embedding, train: bool):
+        h = nn.silu(group_norm(x.shape[-1], "norm1")(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(self.features, 3, self.dtype, "conv1")(h)
+
+        width = self.features * (2 if self.scale_shift else 1)
+        e = nn.Dense(width, dtype=self.dtype, name="embedding")(nn.silu(embedding))[:, None, None]
+        if self.scale_shift:
+            scale, shift = jnp.split(e, 2, axis=-1)
+            h = group_norm(self.features, "norm2")(h) * (1 + scale) + shift
+        else:
+            h = group_norm(self.features, "norm2")(h + e)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = conv(self.features, 3, self.dtype, "conv2", kernel_init=nn.initializers.zeros)(h)
+
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, self.dtype, "skip")(x)
+        return x + h
+
+
+class UNet(nn.Module):
+    """Images [B, H, W, C], t [B] and labels [B] or None -> float32 [B, H, W, out_channels].
+
+    Every level i has `blocks` residual blocks of channels * channel_mult[i] on the way down and blocks + 1 on the way up;
+    between levels the image is halved, so H and W must be divisible by 2^(levels - 1). Attention follows the residual
+    blocks where the image has been halved to one of `attention_factors`: 1 is full size, 2 half, 4 a quarter
+    ("attention_resolutions" in the papers' code). GroupNorm, softmax and the output are float32 whatever `dtype` is.
+    """
+
+    out_channels: int
+    channels: int = 128
+    channel_mult: Sequence[int] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention_factors: Sequence[int] = (2,)
+    heads: int = 1
+    head_channels: int | None = None  # where given, an attention has (its channels / head_channels) heads
+    scale_shift: bool = True
+    resample_blocks: bool = False  # residual blocks to halve and double, instead of a strided convolution and a plain one
+    dropout: float = 0.0
+    num_classes: int | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        if (labels is None) != (self.num_classes is None):
+            raise ValueError("labels go with num_classes: give both or neither")
+        dense = lambda name: nn.Dense(4 * self.channels, dtype=self.dtype, name=name)
+        embedding = dense("time2")(nn.silu(dense("time1")(sinusoidal(t, self.channels))))
+        if labels is not None:
+            embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=self.dtype, name="label")(labels)
+
+        def res_block(h, features, name, resample=None):
+            block = ResBlock(features, self.scale_shift, self.dropout, self.dtype, resample, name=name)
+            return block(h, embedding, train)
+
+        def attention(h, name):
+            heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
+            return SelfAttention(heads, self.dtype, name=name)(h)
+
+        last = len(self.channel_mult) - 1
+        h = conv(self.channels, 3, self.dtype, "conv_in")(x)
+        skips = [h]
+        for i, multiplier in enumerate(self.channel_mult):
+            for j in range(self.blocks):
+                h = res_block(h, multiplier * self.channels, f"down{i}_block{j}")
+                if 2**i in self.attention_factors:
+                    h = attention(h, f"down{i}_attention{j}")
+                skips.append(h)
+            if i < last:
+                if self.resample_blocks:
+                    h = res_block(h, h.shape[-1], f"down{i}_resample", downsample)
+                else:
+                    h = conv(h.shape[-1], 3, self.dtype, f"down{i}_resample", strides=2)(h)
+                skips.append(h)
+
+        h = res_block(h, h.shape[-1], "middle_block0")
+        h = attention(h, "middle_attention")
+        h = res_block(h, h.shape[-1], "middle_block1")
+
+        for i, multiplier in reversed(list(enumerate(self.channel_mult))):
+            for j in range(self.blocks + 1):
+                h = res_block(jnp.concatenate([h, skips.pop()], axis=-1), multiplier * self.channels, f"up{i}_block{j}")
+                if 2**i in self.attention_factors:
+                    h = attention(h, f"up{i}_attention{j}")
+            if i > 0:
+                if self.resample_blocks:
+                    h = res_block(h, h.shape[-1], f"up{i}_resample", upsample)
+                else:
+                    h = conv(h.shape[-1], 3, self.dtype, f"up{i}_resample")(upsample(h))
+
+        h = nn.silu(group_norm(self.channels * self.channel_mult[0], "norm_out")(h))
+        out = conv(self.out_channels, 3, self.dtype, "conv_out", kernel_init=nn.initializers.zeros)
+        return out(h).astype(jnp.float32)
+
+
+MODELS = {"unet": UNet}

@@ -1,0 +1,36 @@
+"""The loss on held-out examples, each at a fixed t with fixed noise, so that two evaluations differ by the parameters alone."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from diffusion_jax import timesteps
+from diffusion_jax.data import pipeline
+from diffusion_jax.samplers import example_keys
+from diffusion_jax.training.parallel import map_examples
+from diffusion_jax.types import Schedule
+
+
+def make_evaluate(loss_fn: Callable, schedule: Schedule, source, examples: int, batch_size: int, seed: int) -> Callable:
+    """evaluate(params) -> the mean loss of `examples` examples, going round the source as often as that takes.
+
+    loss_fn: (params, keys [B], batch, t [B]) -> losses [B]. t is uniform, whatever the training's distribution is.
+    """
+    t_key, noise_key = jax.random.split(jax.random.key(seed))
+
+    def losses(params, index, batch):
+        t, _ = timesteps.uniform(schedule).sample((), t_key, index, examples)
+        return loss_fn(params, example_keys(noise_key, index), batch, t)
+
+    mapped = map_examples(losses)
+
+    def evaluate(params) -> float:
+        total = 0.0
+        for start in range(0, examples, batch_size):
+            index = np.minimum(start + np.arange(batch_size), examples - 1)
+            batch = pipeline.examples(source, index % len(source))
+            total += mapped(params, index, batch)[: examples - start].astype(np.float64).sum()
+        return total / examples
+
+    return evaluate

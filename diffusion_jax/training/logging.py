@@ -1,0 +1,71 @@
+"""What a run writes for people and programs: log.txt, metrics.jsonl, TensorBoard events, the progress bar."""
+
+import json
+import math
+import pathlib
+import sys
+import time
+
+import tensorboardX
+import tqdm
+
+
+class RunLog:
+    """The records of a workdir. On resumption, whatever lies beyond the restored step is taken back."""
+
+    def __init__(self, workdir: pathlib.Path, step: int, num_steps: int, batch_size: int):
+        self.path, self.batch_size = workdir / "metrics.jsonl", batch_size
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.metrics = self.path.open("a", buffering=1)
+        self.text = (workdir / "log.txt").open("a", buffering=1)
+        self.events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        interval = 0.2 if sys.stderr.isatty() else 10.0
+        self.bar = tqdm.tqdm(total=num_steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True)
+        self.clock, self.clock_step = time.perf_counter(), step
+
+    def say(self, message: str) -> None:
+        """A line for the screen and for log.txt."""
+        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
+        tqdm.tqdm.write(message, file=sys.stdout)
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves the time since the last line out of images/s."""
+        self.clock, self.clock_step = time.perf_counter(), step
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """A line of metrics.jsonl and a point of each TensorBoard curve; NaN, an empty quartile, is left out."""
+        metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        self.metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self.events.add_scalar(name, value, step)
+
+    def write_training(self, step: int, metrics: dict[str, float], learning_rate: float) -> None:
+        """As `write`, with the learning rate and the speed since the last such line, which the progress bar shows, too."""
+        seconds = time.perf_counter() - self.clock
+        speed = (step - self.clock_step) * self.batch_size / seconds if seconds > 0 else 0.0
+        self.write(step, {**metrics, "learning_rate": learning_rate, "images_per_second": speed})
+        self.bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {speed:.0f} images/s", refresh=False)
+        self.restart_clock(step)
+
+    def picture(self, name: str, image, step: int) -> None:
+        """image: uint8 [H, W, C]."""
+        self.events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.bar.close()
+        self.metrics.close()
+        self.text.close()
+        self.events.close()
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl; one that a killed run left half written is passed over."""
+    path = workdir / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines

@@ -1,0 +1,191 @@
+"""The command `train`: the training loop, in the order of time."""
+
+import functools
+import pathlib
+import signal
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax import generate, pictures, plots
+from diffusion_jax.build import Parts, build, make_generate
+from diffusion_jax.config import Config
+from diffusion_jax.data import pipeline, sources
+from diffusion_jax.errors import Interrupted, UserError
+from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
+from diffusion_jax.training.held_out import make_evaluate
+from diffusion_jax.training.logging import RunLog, read_metrics
+from diffusion_jax.training.parallel import AXIS, check_batch, replicated_step
+from diffusion_jax.training.state import TrainState, warmed_up_ema
+from diffusion_jax.training.step import make_loss_fn, make_train_step
+
+
+class Run(NamedTuple):
+    """What stays the same from step to step."""
+
+    config: Config
+    workdir: pathlib.Path
+    parts: Parts
+    key: jax.Array
+    batches: Any  # grain's iterator
+    take_steps: Callable  # (state, key, batches) -> (state, metrics)
+    evaluate: Callable  # params -> held-out loss
+    draw: Callable  # (params, index) -> samples
+    checkpoints: Checkpoints
+    log: RunLog
+
+
+def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Trains to training.num_steps, from the newest checkpoint where there is one; returns the picture of the last samples.
+
+    Raises UserError for bad input and where the loss or the gradient is no longer finite, Interrupted after SIGTERM or
+    Ctrl-C, both with the last checkpoint whole.
+    """
+    settings = config.training
+    run, state = begin(config, workdir)
+    step, pending = int(state.step), None
+    with Signals() as signals:
+        try:
+            while step < settings.num_steps:
+                batches = [next(run.batches) for _ in range(settings.steps_per_call)]
+                state, metrics = run.take_steps(state, run.key, jax.tree.map(lambda *a: np.stack(a), *batches))
+                step += settings.steps_per_call
+                if pending is None:
+                    run.log.restart_clock(step)  # leaves compilation and pauses out of images/s
+                else:
+                    record(run, *pending)  # the step before, while the device is busy with this one
+                pending = step, metrics
+                run.log.bar.update(settings.steps_per_call)
+
+                last = step >= settings.num_steps
+                due = lambda every: every > 0 and (step % every == 0 or last)
+                evaluates, draws, saves = map(due, (settings.eval_every, settings.sample_every, settings.checkpoint_every))
+                if evaluates or draws or saves or last or signals.number:
+                    record(run, *pending)  # before saving: no checkpoint holds what is not finite
+                    pending = None
+                    if saves or signals.number:
+                        save(run, state, wait=last or bool(signals.number))
+                    if signals.number:
+                        run.log.say(f"stopped and saved at step {step}; the same command goes on from here")
+                        raise Interrupted(signals.number)
+                    if evaluates:
+                        run.log.write(step, {"eval_loss": run.evaluate(state.ema_params)})
+                    if draws or last:
+                        draw_picture(run, state)
+            return finish(run, state)
+        finally:
+            run.checkpoints.close()
+            run.log.close()
+
+
+def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
+    """All that a run needs, in a workdir made or entered again, and its state, new or restored. Bad input leaves no trace."""
+    settings, parts = config.training, build(config)
+    check_batch(settings.batch_size, settings.accumulation_steps)
+    data = config.data
+    load = lambda split: sources.load(data.source, split, data.name, data.folder, data.shape, data.num_classes)
+    batches = pipeline.training_batches(load(data.train_split), settings.batch_size, config.seed, data.flip)
+    loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss)
+    if settings.eval_every:
+        held_out = load(data.eval_split)
+        evaluate = make_evaluate(
+            loss_fn, parts.schedule, held_out, settings.eval_examples, settings.batch_size, config.seed
+        )
+    else:
+        evaluate = lambda params: float("nan")
+    step_fn = make_train_step(
+        loss_fn,
+        parts.optimizer,
+        warmed_up_ema(settings.ema_decay),
+        parts.timesteps,
+        (parts.schedule.t_min, parts.schedule.t_max),
+        axis_name=AXIS,
+        accumulation=settings.accumulation_steps,
+    )
+
+    open_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    state = parts.init_state(init_key)
+    if checkpoints.latest() is not None:
+        state, extra = checkpoints.restore(state)
+        key = jax.random.wrap_key_data(np.asarray(extra["key"], np.uint32))
+        batches.set_state(extra["data"])
+
+    for folder in ("samples", "plots"):
+        (workdir / folder).mkdir(exist_ok=True)
+    plots.schedule(workdir / "plots" / "schedule.png", parts.betas, config.diffusion.schedule)
+    step = int(state.step)
+    log = RunLog(workdir, step, settings.num_steps, settings.batch_size)
+    parameters = sum(a.size for a in jax.tree.leaves(state.params))
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {devices}")
+    take_steps = replicated_step(step_fn, settings.steps_per_call)
+    draw = make_generate(config, parts)
+    return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, checkpoints, log), state
+
+
+def record(run: Run, step: int, metrics) -> None:
+    """Checks and logs the metrics, arrays [steps_per_call], of the steps up to `step`."""
+    metrics = jax.device_get(metrics)
+    for name in ("loss", "grad_norm"):
+        finite = np.isfinite(metrics[name])
+        if not finite.all():
+            first = step - len(finite) + 1 + int(np.argmin(finite))
+            good = run.checkpoints.latest()
+            kept = f"the last good checkpoint is that of step {good}" if good is not None else "there is no checkpoint yet"
+            raise UserError(
+                f"step {first}: {name} is {metrics[name][np.argmin(finite)]}; {kept}. "
+                "A lower learning_rate, a longer warmup_steps, a clip_norm or float32 may help"
+            )
+    if step % run.config.training.log_every == 0:
+        rate = float(run.parts.learning_rate(step - 1))
+        run.log.write_training(step, {name: float(values[-1]) for name, values in metrics.items()}, rate)
+
+
+def save(run: Run, state: TrainState, wait: bool) -> None:
+    extra = {"key": jax.random.key_data(run.key).tolist(), "data": run.batches.get_state()}
+    run.checkpoints.save(state, extra, wait)
+
+
+def picture_path(run: Run, state: TrainState) -> pathlib.Path:
+    return run.workdir / "samples" / f"step_{int(state.step):07d}.png"
+
+
+def draw_picture(run: Run, state: TrainState) -> None:
+    """A grid of samples from the EMA, or raw, parameters, and the curves so far."""
+    count = min(run.config.sampling.num, 100)
+    params = state.ema_params if run.config.sampling.ema else state.params
+    images = generate.draw(run.draw, params, count, run.config.sampling.batch_size)
+    picture = generate.grid(run.config, images)
+    pictures.save(picture_path(run, state), picture)
+    run.log.picture("samples", picture, int(state.step))
+    plots.losses(run.workdir / "plots" / "losses.png", read_metrics(run.workdir))
+
+
+def finish(run: Run, state: TrainState) -> pathlib.Path:
+    if not picture_path(run, state).exists():  # the run was complete, but stopped before its picture
+        draw_picture(run, state)
+    run.log.bar.close()
+    run.log.say(f"trained to step {int(state.step)}; samples: {picture_path(run, state)}")
+    return picture_path(run, state)
+
+
+class Signals:
+    """Within it, SIGTERM and Ctrl-C set `number` instead of ending the program; a second one ends it."""
+
+    number = 0
+
+    def __enter__(self):
+        def handler(number, frame):
+            self.number = number
+            signal.signal(number, self.before[number])
+
+        self.before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, before in self.before.items():
+            signal.signal(number, before)

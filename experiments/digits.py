@@ -1,0 +1,26 @@
+"""Handwritten digits, 8 x 8, class-conditional: the main job, for a laptop.
+
+Command:   python main.py --workdir runs/digits --config experiments/digits.py
+"""
+
+from diffusion_jax.config import Config, Data, Diffusion, Model, Sampling, Training
+
+
+def get_config() -> Config:
+    return Config(
+        data=Data(source="digits", shape=(8, 8, 1), num_classes=10),
+        model=Model(channels=32, channel_mult=(1, 2), blocks=1, attention_resolutions=(4,), heads=2),
+        diffusion=Diffusion(schedule="cosine", num_steps=1000, prediction="v"),
+        training=Training(
+            num_steps=1000,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup_steps=100,
+            ema_decay=0.995,
+            eval_every=250,
+            sample_every=500,
+            checkpoint_every=250,
+            log_every=20,
+        ),
+        sampling=Sampling(sampler="ancestral", steps="100", num=100),
+    )
