@@ -24,8 +24,7 @@ from diffusion_jax.types import (
     Schedule,
     Timesteps,
 )
-
-__version__ = "0.1.0"
+from diffusion_jax.version import __version__
 
 __all__ = [
     "CLEAN",
@@ -37,6 +36,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Timesteps",
+    "__version__",
     "ancestral",
     "classifier_free",
     "clip_x0",

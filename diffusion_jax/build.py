@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from diffusion_jax import grids, losses, predictions, samplers, schedules, timesteps
-from diffusion_jax.config import Config, check_types
+from diffusion_jax.config import Config, check_types, fields
 from diffusion_jax.denoisers import clip_x0, make_denoiser
 from diffusion_jax.errors import UserError, nearest
 from diffusion_jax.models.unet import MODELS
@@ -38,7 +38,7 @@ class Parts(NamedTuple):
     grid: Level
 
     def init_state(self, key: jax.Array) -> TrainState:
-        return init_state(self.init_params(key), self.optimizer, self.timesteps.init())
+        return jax.jit(lambda key: init_state(self.init_params(key), self.optimizer, self.timesteps.init()))(key)
 
 
 def choose(registry: Mapping[str, Any] | tuple, name: str, field: str) -> Any:
@@ -58,7 +58,7 @@ def build(config: Config) -> Parts:
         schedule = schedules.from_betas(betas)
         parameterization = choose(predictions.PREDICTIONS, diffusion.prediction, "diffusion.prediction")()
         if diffusion.prediction in ("eps", "score") and betas[-1] == 1.0:
-            raise UserError(f"{diffusion.prediction} cannot be decoded from pure noise, which this schedule ends with; use v")
+            raise UserError(f"{diffusion.prediction} cannot be decoded at alpha = 0, where this schedule ends; use v or x0")
         norm = choose(tuple(losses.NORMS), diffusion.norm, "diffusion.norm")
         loss = choose(losses.LOSSES, diffusion.loss, "diffusion.loss")(parameterization, norm)
         distribution = choose(timesteps.TIMESTEPS, diffusion.timesteps, "diffusion.timesteps")(schedule)
@@ -81,39 +81,59 @@ def build(config: Config) -> Parts:
         raise UserError(str(error)) from None
 
 
+POSITIVE = (
+    "training.num_steps",
+    "training.batch_size",
+    "training.learning_rate",
+    "training.accumulation_steps",
+    "training.steps_per_call",
+    "training.log_every",
+    "training.eval_examples",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "model.channels",
+    "model.blocks",
+    "model.heads",
+    "sampling.num",
+    "sampling.batch_size",
+)
+NOT_NEGATIVE = (
+    "seed",
+    "data.num_classes",
+    "model.head_channels",
+    "training.warmup_steps",
+    "training.weight_decay",
+    "training.clip_norm",
+    "training.eval_every",
+    "training.sample_every",
+    "sampling.seed",
+)
+BELOW_ONE = ("training.ema_decay", "training.b1", "training.b2", "model.dropout")
+
+
 def check_ranges(config: Config) -> None:
     """Raises UserError for numbers out of range that no library function would catch."""
     training, sampling, data = config.training, config.sampling, config.data
-    positive = {"training.num_steps": training.num_steps, "training.log_every": training.log_every}
-    positive |= {"training.checkpoint_every": training.checkpoint_every, "training.steps_per_call": training.steps_per_call}
-    positive |= {"training.keep_checkpoints": training.keep_checkpoints, "training.learning_rate": training.learning_rate}
-    positive |= {"training.accumulation_steps": training.accumulation_steps, "training.batch_size": training.batch_size}
-    positive |= {"training.eval_examples": training.eval_examples}
-    positive |= {"sampling.num": sampling.num, "sampling.batch_size": sampling.batch_size}
-    for name, value in positive.items():
-        if value <= 0:
-            raise UserError(f"config.{name} must be above 0, not {value}")
-    not_negative = {"training.warmup_steps": training.warmup_steps, "training.eval_every": training.eval_every}
-    not_negative |= {"training.sample_every": training.sample_every, "training.clip_norm": training.clip_norm}
-    not_negative |= {"data.num_classes": data.num_classes, "sampling.eta": sampling.eta, "seed": config.seed}
-    not_negative |= {"sampling.seed": sampling.seed, "training.weight_decay": training.weight_decay}
-    for name, value in not_negative.items():
-        if value < 0:
-            raise UserError(f"config.{name} must be at least 0, not {value}")
-    for name, value in {"training.ema_decay": training.ema_decay, "model.dropout": config.model.dropout}.items():
-        if not 0.0 <= value < 1.0:
-            raise UserError(f"config.{name} must be at least 0 and below 1, not {value}")
-    if sampling.eta > 1.0:
-        raise UserError(f"config.sampling.eta must be at most 1, not {sampling.eta}")
-    if not -1 <= sampling.label < max(data.num_classes, 1) or (sampling.label >= 0 and not data.num_classes):
-        labels = f"-1 to {data.num_classes - 1}" if data.num_classes else "-1: this run has no labels"
-        raise UserError(f"config.sampling.label={sampling.label} must be {labels}")
+    for path, _, value in fields(config):
+        if path in POSITIVE and value <= 0:
+            raise UserError(f"config.{path} must be above 0, not {value}")
+        if path in NOT_NEGATIVE and value < 0:
+            raise UserError(f"config.{path} must be at least 0, not {value}")
+        if path in BELOW_ONE and not 0.0 <= value < 1.0:
+            raise UserError(f"config.{path} must be at least 0 and below 1, not {value}")
+    if not 0.0 <= sampling.eta <= 1.0:
+        raise UserError(f"config.sampling.eta must lie in [0, 1], not {sampling.eta}")
+    if sampling.label >= 0 and not data.num_classes:
+        raise UserError(f"config.sampling.label={sampling.label}, but this run has no classes")
+    if not -1 <= sampling.label < max(data.num_classes, 1):
+        raise UserError(f"config.sampling.label must be -1, for all, or 0 to {data.num_classes - 1}, not {sampling.label}")
     if len(data.shape) != 3 or min(data.shape) < 1:
         raise UserError(f"config.data.shape must be height, width and channels, not {data.shape}")
-    if training.steps_per_call > 1:
-        for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
-            if getattr(training, name) % training.steps_per_call:
-                raise UserError(f"config.training.{name} must be a multiple of steps_per_call={training.steps_per_call}")
+    if len(config.model.channel_mult) < 1 or min(config.model.channel_mult) < 1:
+        raise UserError(f"config.model.channel_mult needs one number of at least 1 a level, not {config.model.channel_mult}")
+    for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
+        if getattr(training, name) % training.steps_per_call:
+            raise UserError(f"config.training.{name} must be a multiple of steps_per_call={training.steps_per_call}")
 
 
 def network(config: Config) -> tuple[ApplyFn, Callable]:
@@ -147,7 +167,7 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
         return module.init(key, jnp.zeros((1, height, width, channels)), jnp.zeros((1,)), labels)["params"]
 
     jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
-    return apply_fn, jax.jit(init_params)
+    return apply_fn, init_params
 
 
 def learning_rate_schedule(config: Config) -> Callable:
@@ -190,16 +210,22 @@ def make_grid(config: Config, schedule: Schedule) -> Level:
     return grid(schedule, int(sampling.steps))
 
 
+def labels(config: Config, index: np.ndarray) -> np.ndarray:
+    """The class of sample number index[j]: all in turn, or the one asked for."""
+    label = config.sampling.label
+    return index % config.data.num_classes if label < 0 else np.full_like(index, label)
+
+
 def make_generate(config: Config, parts: Parts, trajectory: bool = False) -> Callable:
     """generate(params, index) -> float images [n, H, W, C] in about [-1, 1], on all devices; sample number i = index[j]
     depends on sampling.seed and i alone. With trajectory: (images, xs [n, levels + 1, H, W, C])."""
     sampling, shape = config.sampling, tuple(config.data.shape)
     key = jax.random.key(sampling.seed)
 
-    def draw(params, index, labels=None):
+    def draw(params, index, cond=None):
         keys = samplers.example_keys(key, index)
         part = lambda number: jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
-        denoiser = make_denoiser(parts.apply_fn, params, parts.parameterization, labels)
+        denoiser = make_denoiser(parts.apply_fn, params, parts.parameterization, cond)
         if sampling.clip_x0:
             denoiser = clip_x0(denoiser)
         x_init = samplers.initial_noise(part(0), shape, jax.tree.map(lambda a: a[0], parts.grid))
@@ -212,7 +238,6 @@ def make_generate(config: Config, parts: Parts, trajectory: bool = False) -> Cal
         index = np.asarray(index)
         if not config.data.num_classes:
             return mapped(params, index)
-        labels = index % config.data.num_classes if sampling.label < 0 else np.full_like(index, sampling.label)
-        return mapped(params, index, labels)
+        return mapped(params, index, labels(config, index))
 
     return generate

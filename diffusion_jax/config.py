@@ -7,6 +7,7 @@ An experiment file's `get_config()` returns a `Config`; the command line overrid
 import dataclasses
 import json
 import pathlib
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -146,19 +147,40 @@ def check_path(config: Config, path: str) -> None:
         raise UserError(f"config has no field {path!r}; {hint}")
 
 
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    tuple: "whole numbers such as 1,2,2",
+}
+
+
+def kinds() -> dict[str, type]:
+    """dotted path -> the type of that setting."""
+    groups = {"": Config, "data.": Data, "model.": Model, "diffusion.": Diffusion, "training.": Training, "sampling.": Sampling}
+    return {prefix + name: kind for prefix, cls in groups.items() for name, kind in typing.get_type_hints(cls).items()}
+
+
 def check_types(config: Config) -> None:
-    """Raises UserError for a value of the wrong type. Whole numbers count as floats, lists as tuples."""
-    types = {cls.__name__: typing.get_type_hints(cls) for cls in (Config, Data, Model, Diffusion, Training, Sampling)}
-    for path, f, value in fields(config):
-        owner = path.rpartition(".")[0].capitalize() or "Config"
-        wanted = types[owner][f.name]
-        if wanted is tuple:
+    """Raises UserError for a value of the wrong type. Whole numbers count as numbers, lists as tuples."""
+    wanted = kinds()
+    for path, _, value in fields(config):
+        kind = wanted[path]
+        if kind is tuple:
             fits = isinstance(value, (tuple, list)) and all(type(v) is int for v in value)
         else:
-            fits = type(value) is wanted or (wanted is float and type(value) is int)
+            fits = type(value) is kind or (kind is float and type(value) is int)
         if not fits:
-            kind = "whole numbers such as 1,2,2" if wanted is tuple else f"a value of type {wanted.__name__}"
-            raise UserError(f"config.{path} must be {kind}, not {value!r}")
+            raise UserError(f"config.{path} must be {KINDS[kind]}, not {value!r}")
+
+
+def explain_value(message: str) -> str:
+    """absl's message about a flag's value, made to say what would be right."""
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+    if not found or found[1] not in kinds():
+        return message
+    return f"config.{found[1]} must be {KINDS[kinds()[found[1]]]}, not {found[2]!r}"
 
 
 def to_json(config: Config) -> str:

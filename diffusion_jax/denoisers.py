@@ -28,9 +28,7 @@ def with_eps(x0, x, level: Level, aux=None) -> Prediction:
     return Prediction(x0, (x - level.alpha * x0) / level.sigma, aux)
 
 
-def make_denoiser(
-    apply_fn: ApplyFn, params: PyTree, parameterization: Parameterization, cond: PyTree = None
-) -> Denoiser:
+def make_denoiser(apply_fn: ApplyFn, params: PyTree, parameterization: Parameterization, cond: PyTree = None) -> Denoiser:
     """The denoiser of a network.
 
     apply_fn: (params, x_in [B, ...], t_in [B], cond) -> output [B, ..., C], or 2C channels with learned variance, which

@@ -8,13 +8,20 @@ import numpy as np
 import tqdm
 
 from diffusion_jax import pictures
-from diffusion_jax.build import Parts, build, make_generate
+from diffusion_jax.build import Parts, build, labels, make_generate
 from diffusion_jax.config import Config, differences, load
 from diffusion_jax.errors import UserError
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.parallel import place
 
 PICTURED = 10  # samples whose reverse process is shown
 FRAMES = 50  # at most, in a GIF
+COLUMNS = 12  # at most, in a strip
+
+
+def spread(length: int, most: int) -> np.ndarray:
+    """At most `most` indices evenly spread over 0 ... length - 1, ends included."""
+    return np.linspace(0, length - 1, min(most, length)).round().astype(int)
 
 
 def rows(config: Config, count: int) -> int:
@@ -44,7 +51,7 @@ def restore_params(config: Config, parts: Parts, workdir: pathlib.Path):
     checkpoints = Checkpoints(workdir, read_only=True)
     state, _ = checkpoints.restore(jax.eval_shape(parts.init_state, jax.random.key(0)))
     checkpoints.close()
-    return (state.ema_params if config.sampling.ema else state.params), int(state.step)
+    return place(state.ema_params if config.sampling.ema else state.params), int(state.step)
 
 
 def new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
@@ -80,9 +87,10 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     pixels = pictures.to_uint8(images)
     for i, image in enumerate(pixels):
         pictures.save(folder / f"{i:05d}.png", image)
-    index = np.arange(sampling.num)
-    labels = index % max(config.data.num_classes, 1) if sampling.label < 0 else np.full_like(index, sampling.label)
-    np.savez(folder / "samples.npz", images=pixels, **({"labels": labels} if config.data.num_classes else {}))
+    if config.data.num_classes:
+        np.savez(folder / "samples.npz", images=pixels, labels=labels(config, np.arange(sampling.num)))
+    else:
+        np.savez(folder / "samples.npz", images=pixels)
     if sampling.gif or sampling.strip:
         write_chain(config, folder, make_generate(config, parts, trajectory=True), params)
     return folder
@@ -92,9 +100,11 @@ def write_chain(config: Config, folder: pathlib.Path, generate, params) -> None:
     """The reverse process of the first samples: chain.gif, and chain.png with one sample a row and time to the right."""
     count = min(config.sampling.num, PICTURED)
     _, xs = generate(params, np.arange(count))
-    frames = [pictures.to_uint8(xs[:, i]) for i in np.linspace(0, xs.shape[1] - 1, min(FRAMES, xs.shape[1])).round().astype(int)]
+    frames = [
+        pictures.to_uint8(xs[:, i]) for i in np.linspace(0, xs.shape[1] - 1, min(FRAMES, xs.shape[1])).round().astype(int)
+    ]
     if config.sampling.gif:
         pictures.save_gif(folder / "chain.gif", [pictures.enlarge(pictures.tile(frame, 1)) for frame in frames])
     if config.sampling.strip:
-        shown = [frames[i] for i in np.linspace(0, len(frames) - 1, min(12, len(frames))).round().astype(int)]
+        shown = [frames[i] for i in spread(len(frames), COLUMNS)]
         pictures.save(folder / "chain.png", pictures.enlarge(pictures.tile(np.concatenate(shown), count), 800))

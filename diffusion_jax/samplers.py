@@ -83,7 +83,7 @@ def sample(sampler: Sampler, denoiser: Denoiser, keys: jax.Array, x_init: Array,
 
     (x, _), xs = jax.lax.scan(body, (x_init, sampler.init(x_init, level(0))), jnp.arange(last))
     x0 = denoiser(x, level(last)).x0
-    return (x0, jnp.concatenate([xs, x[None], x0[None]])) if trajectory else x0
+    return x0 if xs is None else (x0, jnp.concatenate([xs, x[None], x0[None]]))
 
 
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim}

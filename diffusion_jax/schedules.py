@@ -7,6 +7,7 @@ would be off by 0.3 % in 1 - alphas_cumprod[0] (cosine, T = 4000).
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from diffusion_jax.types import Array, Level, Schedule
 
@@ -97,7 +98,7 @@ def from_betas(betas: Array) -> Schedule:
         logsnr = 2.0 * (np.log(alpha) - np.log(sigma))
 
     def level(t) -> Level:
-        if not isinstance(t, jax.core.Tracer):
+        if not isinstance(t, core.Tracer):
             index = np.asarray(t)
             if np.any(index < 0) or np.any(index >= num_steps) or np.any(index != np.floor(index)):
                 raise ValueError(f"t must be a whole number from 0 to {num_steps - 1}, not {index}")

@@ -4,6 +4,7 @@ A source is built from (split, name, folder); most need the split alone.
 """
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -32,10 +33,10 @@ def digits(split: str, name: str = "", folder: str = "") -> Arrays:
 
     if split not in ("train", "test"):
         raise UserError(f"the digits have the splits train and test, not {split!r}")
-    bunch = load_digits()
-    images = np.round(bunch.images[..., None] * (255 / 16)).astype(np.uint8)
+    pixels, target = load_digits(return_X_y=True)
+    images = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     chosen = (np.arange(len(images)) % 10 == 0) == (split == "test")
-    return Arrays(images[chosen], bunch.target[chosen].astype(np.int32))
+    return Arrays(images[chosen], target[chosen].astype(np.int32))
 
 
 class Tfds:
@@ -62,11 +63,10 @@ def tfds(split: str, name: str, folder: str = "") -> Tfds:
 
     folder = folder or os.environ.get("TFDS_DATA_DIR", "")
     try:
-        builder = tensorflow_datasets.builder(name, data_dir=folder or None, file_format="array_record")
+        builder: Any = tensorflow_datasets.builder(name, data_dir=folder or None, file_format="array_record")
         if not builder.data_path.exists():
             builder.download_and_prepare()
-        features = builder.info.features or {}
-        return Tfds(builder.as_data_source(split=split), "label" in features)
+        return Tfds(builder.as_data_source(split=split), labelled="label" in builder.info.features)
     except Exception as error:  # tfds raises a different class for each of a hundred causes
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"tfds cannot read {name!r} ({split}) from {folder or 'its default folder'}: {first}") from error

@@ -24,6 +24,8 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         b, h, w, c = x.shape
+        if self.heads < 1 or c % self.heads:
+            raise ValueError(f"an attention of {c} channels cannot be cut into {self.heads} heads")
         a = group_norm(c, "norm")(x).astype(self.dtype).reshape(b, h * w, c)
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(a).reshape(b, h * w, 3, self.heads, c // self.heads)
         a = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])

@@ -1,6 +1,6 @@
 """The U-Net of DDPM, Improved DDPM and ADM. It knows nothing of diffusion: (x, t, labels) -> an image of features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ class ResBlock(nn.Module):
     scale_shift: bool
     dropout: float
     dtype: jnp.dtype
-    resample: object = None
+    resample: Callable | None = None
 
     @nn.compact
     def __call__(self, x, embedding, train: bool):
@@ -85,9 +85,12 @@ class UNet(nn.Module):
     def __call__(self, x: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         if (labels is None) != (self.num_classes is None):
             raise ValueError("labels go with num_classes: give both or neither")
+        (height, width), halvings = x.shape[1:3], len(self.channel_mult) - 1
+        if height % 2**halvings or width % 2**halvings:
+            raise ValueError(f"images of {height} x {width} cannot be halved {halvings} times, once between two levels")
         dense = lambda name: nn.Dense(4 * self.channels, dtype=self.dtype, name=name)
         embedding = dense("time2")(nn.silu(dense("time1")(sinusoidal(t, self.channels))))
-        if labels is not None:
+        if labels is not None and self.num_classes is not None:
             embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=self.dtype, name="label")(labels)
 
         def res_block(h, features, name, resample=None):
@@ -95,6 +98,8 @@ class UNet(nn.Module):
             return block(h, embedding, train)
 
         def attention(h, name):
+            if self.head_channels and h.shape[-1] % self.head_channels:
+                raise ValueError(f"an attention of {h.shape[-1]} channels has no heads of {self.head_channels} channels")
             heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
             return SelfAttention(heads, self.dtype, name=name)(h)
 

@@ -63,7 +63,7 @@ class Checkpoints:
             self.manager.wait_until_finished()
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The newest checkpoint, in the shapes and types of `like`, on the first device. Raises UserError where it is damaged."""
+        """The newest checkpoint, in the shapes and types of `like`, on the first device. UserError where it is damaged."""
         step = self.latest()
         if step is None:
             raise UserError(f"no checkpoint in {self.folder}; train first")

@@ -1,12 +1,12 @@
 """The command `train`: the training loop, in the order of time."""
 
-import functools
 import pathlib
 import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import generate, pictures, plots
@@ -17,7 +17,7 @@ from diffusion_jax.errors import Interrupted, UserError
 from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
-from diffusion_jax.training.parallel import AXIS, check_batch, replicated_step
+from diffusion_jax.training.parallel import AXIS, check_batch, place, replicated_step
 from diffusion_jax.training.state import TrainState, warmed_up_ema
 from diffusion_jax.training.step import make_loss_fn, make_train_step
 
@@ -60,8 +60,8 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
                 run.log.bar.update(settings.steps_per_call)
 
                 last = step >= settings.num_steps
-                due = lambda every: every > 0 and (step % every == 0 or last)
-                evaluates, draws, saves = map(due, (settings.eval_every, settings.sample_every, settings.checkpoint_every))
+                intervals = (settings.eval_every, settings.sample_every, settings.checkpoint_every)
+                evaluates, draws, saves = (every > 0 and (last or step % every == 0) for every in intervals)
                 if evaluates or draws or saves or last or signals.number:
                     record(run, *pending)  # before saving: no checkpoint holds what is not finite
                     pending = None
@@ -81,7 +81,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
-    """All that a run needs, in a workdir made or entered again, and its state, new or restored. Bad input leaves no trace."""
+    """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad input leaves no trace."""
     settings, parts = config.training, build(config)
     check_batch(settings.batch_size, settings.accumulation_steps)
     data = config.data
@@ -90,9 +90,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss)
     if settings.eval_every:
         held_out = load(data.eval_split)
-        evaluate = make_evaluate(
-            loss_fn, parts.schedule, held_out, settings.eval_examples, settings.batch_size, config.seed
-        )
+        evaluate = make_evaluate(loss_fn, parts.schedule, held_out, settings.eval_examples, settings.batch_size, config.seed)
     else:
         evaluate = lambda params: float("nan")
     step_fn = make_train_step(
@@ -111,8 +109,10 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     state = parts.init_state(init_key)
     if checkpoints.latest() is not None:
         state, extra = checkpoints.restore(state)
-        key = jax.random.wrap_key_data(np.asarray(extra["key"], np.uint32))
-        batches.set_state(extra["data"])
+        key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32))
+        if "data" in extra:  # a run made of imported weights has read none yet
+            batches.set_state(extra["data"])
+    state = place(state)
 
     for folder in ("samples", "plots"):
         (workdir / folder).mkdir(exist_ok=True)

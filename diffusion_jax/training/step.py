@@ -90,9 +90,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema(state.step))
         t, losses, weights = gather(t), gather(losses), gather(weights)
-        state = TrainState(
-            state.step + 1, params, ema_params, opt_state, timesteps.update(state.timesteps, t, losses)
-        )
+        state = TrainState(state.step + 1, params, ema_params, opt_state, timesteps.update(state.timesteps, t, losses))
         metrics = {
             "loss": jnp.mean(weights * losses),
             **loss_by_quartile(t, losses, t_range),
