@@ -232,9 +232,10 @@ def load(path: str | pathlib.Path) -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """'path: old -> new' for every setting that makes two configs different experiments."""
+    free = FREE_FIELDS if new.training.decay == "constant" else FREE_FIELDS - {"training.num_steps"}
     pairs = zip(fields(old), fields(new), strict=True)
     return [
         f"{path}: {was!r} -> {now!r}"
         for (path, _, was), (_, _, now) in pairs
-        if was != now and path not in FREE_FIELDS and not path.startswith("sampling.")
+        if was != now and path not in free and not path.startswith("sampling.")
     ]

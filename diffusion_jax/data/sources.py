@@ -1,5 +1,7 @@
 """Data sources: anything with `__len__` and `__getitem__`, whose examples are {"image": uint8 [H, W, C], "label": int}.
 
+`num_classes` is the number of labels that occur, 0 where there are none.
+
 A source is built from (split, name, folder); most need the split alone.
 """
 
@@ -16,6 +18,7 @@ class Arrays:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self.images, self.labels = images, labels
+        self.num_classes = int(labels.max(initial=0)) + 1
 
     def __len__(self):
         return len(self.images)
@@ -42,15 +45,15 @@ def digits(split: str, name: str = "", folder: str = "") -> Arrays:
 class Tfds:
     """A source over a `tfds.data_source`, read without TensorFlow."""
 
-    def __init__(self, examples, labelled: bool):
-        self.examples, self.labelled = examples, labelled
+    def __init__(self, examples, num_classes: int):
+        self.examples, self.num_classes = examples, num_classes
 
     def __len__(self):
         return len(self.examples)
 
     def __getitem__(self, i):
         example = self.examples[int(i)]
-        return {"image": example["image"], "label": np.int32(example["label"] if self.labelled else 0)}
+        return {"image": example["image"], "label": np.int32(example["label"] if self.num_classes else 0)}
 
 
 def tfds(split: str, name: str, folder: str = "") -> Tfds:
@@ -66,7 +69,9 @@ def tfds(split: str, name: str, folder: str = "") -> Tfds:
         builder: Any = tensorflow_datasets.builder(name, data_dir=folder or None, file_format="array_record")
         if not builder.data_path.exists():
             builder.download_and_prepare()
-        return Tfds(builder.as_data_source(split=split), labelled="label" in builder.info.features)
+        features = builder.info.features
+        num_classes = features["label"].num_classes if "label" in features else 0
+        return Tfds(builder.as_data_source(split=split), num_classes)
     except Exception as error:  # tfds raises a different class for each of a hundred causes
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"tfds cannot read {name!r} ({split}) from {folder or 'its default folder'}: {first}") from error
@@ -85,6 +90,6 @@ def load(source: str, split: str, name: str, folder: str, shape: tuple[int, ...]
     example = loaded[0]
     if example["image"].shape != tuple(shape):
         raise UserError(f"{name or source} has images of shape {example['image'].shape}, but data.shape is {tuple(shape)}")
-    if num_classes and not 0 <= example["label"] < num_classes:
-        raise UserError(f"{name or source} has the label {example['label']}, but data.num_classes is {num_classes}")
+    if num_classes and loaded.num_classes != num_classes:  # a label out of range would be clamped in silence
+        raise UserError(f"{name or source} has {loaded.num_classes} classes, but data.num_classes is {num_classes}")
     return loaded

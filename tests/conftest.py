@@ -1,0 +1,57 @@
+"""Fixtures that several test files share."""
+
+import functools
+import json
+import os
+import pathlib
+
+# Tests compile more than they compute: the compiler's quick level halves their time. Before JAX starts, hence up here.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.types import Level, Schedule
+
+REFERENCE = pathlib.Path(__file__).parent / "reference"
+
+
+@pytest.fixture
+def x64():
+    """The test runs in double precision, so that rounding cannot hide an error of a formula."""
+    with jax.enable_x64(True):
+        yield
+
+
+@functools.cache
+def _read(name):
+    path = REFERENCE / name
+    return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The peers' numbers: name of a file in tests/reference -> its contents."""
+    return _read
+
+
+@pytest.fixture(scope="session")
+def continuous():
+    """A continuous-time schedule, alpha = cos(pi t / 2) and sigma = sin(pi t / 2), t from 0.01 to 0.99."""
+
+    def level(t):
+        angle = jnp.pi / 2 * jnp.asarray(t)
+        return Level(jnp.asarray(t), jnp.cos(angle), jnp.sin(angle))
+
+    inverse = lambda logsnr: 2 / jnp.pi * jnp.arctan(jnp.exp(-logsnr / 2))
+    return Schedule(level, inverse, t_min=0.01, t_max=0.99, num_steps=None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Programs that several tests, and the processes that tests start, compile are compiled once."""
+    folder = str(tmp_path_factory.mktemp("compilation_cache"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)

@@ -1,0 +1,134 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from diffusion_jax import grids, schedules
+
+PEERS = json.loads((pathlib.Path(__file__).parent / "reference" / "spacing.json").read_text())
+GOOD = [line for line in PEERS if "timesteps" in line]
+BAD = [line for line in PEERS if "error" in line]
+_name = lambda line: f"{line['spacing']} of {line['T']}"
+
+
+@pytest.mark.parametrize("line", GOOD, ids=_name)
+def test_spacings_keep_the_peers_indices(line):
+    assert grids.respaced_indices(line["T"], line["spacing"]) == line["timesteps"]
+
+
+@pytest.mark.parametrize("line", BAD, ids=_name)
+def test_spacings_the_peer_refuses_are_errors(line):
+    with pytest.raises(ValueError, match=line["spacing"].removeprefix("ddim").split(",")[0]):
+        grids.respaced_indices(line["T"], line["spacing"])
+
+
+def test_the_reference_has_both_kinds():
+    assert len(GOOD) == 9
+    assert len(BAD) == 2
+
+
+def test_a_respaced_grid_is_noisy_to_clean_and_keeps_the_indices():
+    schedule = schedules.cosine(100)
+    grid = grids.respaced(schedule, "ddim10")
+    np.testing.assert_array_equal(grid.t, np.arange(90, -1, -10))
+    for a, b in zip(grid, schedule.level(np.arange(90, -1, -10)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.all(np.diff(grid.logsnr) > 0)
+
+
+@pytest.mark.parametrize("name", ["cosine_200_ddim25", "linear_1000_50", "cosine_4000_10,20,30", "linear_100_100"])
+def test_levels_of_a_grid_imply_the_peers_respaced_betas(reference, x64, name):
+    peer = reference("chains.npz")
+    kind, num_steps, spacing = name.split("_")
+    grid = grids.respaced(schedules.SCHEDULES[kind](int(num_steps)), spacing)
+    np.testing.assert_array_equal(grid.t[::-1], peer[f"{name}/timestep_map"])
+    kept = np.append(1.0, np.asarray(grid.alpha)[::-1] ** 2)
+    np.testing.assert_allclose(1 - kept[1:] / kept[:-1], peer[f"{name}/betas"], rtol=1e-9)
+
+
+def test_one_step_is_a_grid():
+    assert grids.respaced_indices(1000, "1") == [0]
+    assert grids.respaced(schedules.linear(), "1").alpha.shape == (1,)
+
+
+def test_every_step_is_a_grid():
+    np.testing.assert_array_equal(grids.respaced(schedules.linear(), "1000").t, np.arange(999, -1, -1))
+    np.testing.assert_array_equal(grids.respaced(schedules.linear(), "ddim1000").t, np.arange(999, -1, -1))
+
+
+@pytest.mark.parametrize("num_steps", [7, 50, 1000])
+def test_one_count_is_spread_from_end_to_end(num_steps):
+    for count in range(2, num_steps + 1, max(1, num_steps // 50)):
+        indices = grids.respaced_indices(num_steps, str(count))
+        assert len(set(indices)) == count
+        assert (indices[0], indices[-1]) == (0, num_steps - 1)
+        assert np.ptp(np.diff(indices)) <= 1
+
+
+def test_uneven_tables_give_their_first_parts_one_more():
+    # 11 = 4 + 4 + 3
+    assert grids.respaced_indices(11, "4,4,3") == list(range(11))
+    with pytest.raises(ValueError, match="4 of the 3 steps from 8"):
+        grids.respaced_indices(11, "4,4,4")
+
+
+def test_an_impossible_stride_names_the_nearest_possible():
+    # strides 3 and 4 of 1000 take ceil(1000 / 3) = 334 and 250
+    with pytest.raises(ValueError, match="333 of 1000 steps.* ddim250 and ddim334"):
+        grids.respaced(schedules.linear(), "ddim333")
+
+
+def test_more_strides_than_steps_name_the_most():
+    with pytest.raises(ValueError, match="ddim100$"):
+        grids.respaced(schedules.linear(100), "ddim101")
+
+
+@pytest.mark.parametrize(
+    "spacing",
+    ["", "ddim", "abc", "10,", ",10", "1.5", "10;20", "ddim10,20", "0", "ddim0", "-5", "10,0", "101", "60,40"],
+)
+def test_malformed_spacings_are_errors(spacing):
+    with pytest.raises(ValueError, match=r"spacing|asks for"):
+        grids.respaced(schedules.linear(100), spacing)
+
+
+def test_respacing_a_continuous_schedule_is_an_error(continuous):
+    with pytest.raises(ValueError, match="table"):
+        grids.respaced(continuous, "10")
+
+
+def test_uniform_takes_every_index_unless_told():
+    np.testing.assert_array_equal(grids.uniform(schedules.linear(50)).t, np.arange(49, -1, -1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 49, 50])
+def test_uniform_falls_from_end_to_end_of_a_table(count):
+    t = np.asarray(grids.uniform(schedules.linear(50), count).t)
+    assert np.issubdtype(t.dtype, np.integer)
+    assert len(t) == count
+    assert (t[0], t[-1]) == (49, 0)
+    assert np.all(np.diff(t) < 0)
+    assert np.ptp(np.diff(t)) <= 1
+
+
+def test_uniform_in_continuous_time(continuous):
+    grid = grids.uniform(continuous, 3)
+    np.testing.assert_allclose(grid.t, [0.99, 0.5, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(grid.alpha[1], np.sqrt(0.5), rtol=1e-6)
+    np.testing.assert_allclose(grid.sigma[::2], np.sin(np.pi / 2 * np.array([0.99, 0.01])), rtol=1e-5)
+
+
+def test_uniform_of_one_step_is_the_noisiest(continuous):
+    np.testing.assert_array_equal(grids.uniform(schedules.linear(50), 1).t, [49])
+    np.testing.assert_allclose(grids.uniform(continuous, 1).t, [0.99])
+
+
+def test_uniform_refuses_counts_it_cannot_have(continuous):
+    for count in (0, -1):
+        with pytest.raises(ValueError, match="at least 1"):
+            grids.uniform(schedules.linear(50), count)
+    with pytest.raises(ValueError, match="51 sampling steps asked of a table of 50"):
+        grids.uniform(schedules.linear(50), 51)
+    with pytest.raises(ValueError, match="give num_steps"):
+        grids.uniform(continuous)

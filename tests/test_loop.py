@@ -1,0 +1,122 @@
+"""Whole runs: that a resumed one is the same run, whatever ended it."""
+
+import os
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny import command, curves, environment, experiment_file, pixels, run_command, tiny_config
+
+from diffusion_jax.build import build
+from diffusion_jax.errors import Interrupted, UserError
+from diffusion_jax.training import loop
+from diffusion_jax.training.checkpoint import Checkpoints
+
+
+def final_state(config, workdir):
+    like = jax.eval_shape(build(config).init_state, jax.random.key(0))
+    return Checkpoints(workdir, read_only=True).restore(like)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(config, workdir) of eight steps in one go."""
+    config, workdir = tiny_config(), tmp_path_factory.mktemp("runs") / "undisturbed"
+    loop.train(config, workdir)
+    return config, workdir
+
+
+def assert_same_run(undisturbed, workdir):
+    config, reference = undisturbed
+    (state, extra), (expected, expected_extra) = final_state(config, workdir), final_state(config, reference)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert extra == expected_extra
+    assert curves(workdir) == curves(reference)
+
+
+def test_a_workdir_holds_what_a_person_looks_for(undisturbed):
+    _, workdir = undisturbed
+    for name in ("config.json", "log.txt", "metrics.jsonl", "tensorboard", "plots/schedule.png", "plots/losses.png"):
+        assert (workdir / name).exists(), name
+    assert max(pixels(workdir / "samples" / "step_0000008.png").shape[:2]) > 100
+    lines = curves(workdir)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    assert [line["step"] for line in lines if "eval_loss" in line] == [4, 8]
+    assert {"grad_norm", "param_norm", "learning_rate"} <= set(lines[0])
+    assert [line["learning_rate"] for line in lines[:3]] == pytest.approx([0.0, 5e-4, 1e-3])  # warm-up over two steps
+    assert "trained to step 8" in (workdir / "log.txt").read_text()
+
+
+def test_four_and_four_steps_are_eight_bit_for_bit(undisturbed, tmp_path):
+    loop.train(tiny_config(num_steps=4), tmp_path / "run")
+    loop.train(tiny_config(), tmp_path / "run")
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_a_complete_run_started_again_changes_nothing(undisturbed):
+    config, workdir = undisturbed
+    before = curves(workdir)
+    assert loop.train(config, workdir) == workdir / "samples" / "step_0000008.png"
+    assert curves(workdir) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first_and_the_run_goes_on(undisturbed, tmp_path, monkeypatch, number):
+    record = loop.record
+
+    def signal_in_step_three(run, step, metrics):
+        record(run, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loop, "record", signal_in_step_three)
+    with pytest.raises(Interrupted) as stopped:
+        loop.train(tiny_config(), tmp_path / "run")
+    assert stopped.value.status == 128 + number
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 3
+    monkeypatch.setattr(loop, "record", record)
+    loop.train(tiny_config(), tmp_path / "run")
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+def test_kill_minus_nine_then_the_same_command_is_the_same_run(undisturbed, tmp_path):
+    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
+    # A slow tail, so that the kill falls after the first checkpoint and before the end.
+    running = subprocess.Popen(
+        command(*arguments, "--config.training.num_steps=100000"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 120
+    while not (tmp_path / "run" / "checkpoints" / "4").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    restored = Checkpoints(tmp_path / "run", read_only=True).latest()
+    assert restored is not None
+    length = -(-max(restored, 1) // 4) * 4 + 4
+    done = run_command(*arguments, f"--config.training.num_steps={length}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"resuming at step {restored}" in done.stdout
+    loop.train(tiny_config(num_steps=length), tmp_path / "undisturbed")
+    assert_same_run((tiny_config(), tmp_path / "undisturbed"), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
+    config = tiny_config(learning_rate=1e30, warmup_steps=0, clip_norm=0.0, checkpoint_every=1, eval_every=0)
+    with pytest.raises(UserError, match=r"step \d: (loss|grad_norm) is (nan|inf); the last good checkpoint is that of step 1"):
+        loop.train(config, tmp_path / "run")
+    state, _ = final_state(config, tmp_path / "run")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_several_steps_a_call_give_the_same_curve(undisturbed, tmp_path):
+    loop.train(tiny_config(steps_per_call=2, num_steps=4, log_every=4), tmp_path / "run")
+    same, reference = curves(tmp_path / "run")[0], curves(undisturbed[1])[3]
+    assert same.keys() == reference.keys()
+    for name, value in reference.items():
+        assert same[name] == pytest.approx(value, rel=1e-4), name

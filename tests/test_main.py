@@ -1,0 +1,150 @@
+"""The command line: what it writes, and what it says to bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from tiny import ROOT, experiment_file, pixels, run_command, tiny_config
+
+import main
+from diffusion_jax.errors import UserError
+from diffusion_jax.training import loop
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("main") / "run"
+    loop.train(tiny_config(num_steps=4), folder)
+    return folder
+
+
+def run(*arguments):
+    main.run(["main.py", *map(str, arguments)])
+
+
+def newest(workdir):
+    return max((path for path in (workdir / "samples").iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_sample_writes_grid_pictures_array_gif_and_strip(workdir, capsys):
+    run("sample", "--workdir", workdir, "--config.sampling.gif=true", "--config.sampling.strip=true")
+    folder = newest(workdir)
+    assert capsys.readouterr().out == f"samples: {folder}\n"
+    arrays = tiny.arrays(folder / "samples.npz")
+    assert arrays["images"].shape == (20, 8, 8, 1)
+    assert arrays["images"].dtype == np.uint8
+    np.testing.assert_array_equal(arrays["labels"], np.arange(20) % 10)
+    np.testing.assert_array_equal(pixels(folder / "00013.png"), arrays["images"][13, :, :, 0])
+    with Image.open(folder / "chain.gif") as gif:
+        assert gif.n_frames == 6  # five levels, and the result
+    assert pixels(folder / "chain.png").shape[1] > 100
+    grid = pixels(folder / "grid.png")
+    times = grid.shape[0] // (10 * 9 + 1)
+    np.testing.assert_array_equal(grid[::times, ::times][1 + 3 * 9 : 9 + 3 * 9, 10:18], arrays["images"][13, :, :, 0])
+
+
+def test_a_sample_depends_on_seed_and_number_alone(workdir):
+    def images(*settings):
+        run("sample", "--workdir", workdir, *(f"--config.sampling.{setting}" for setting in settings))
+        return tiny.arrays(newest(workdir) / "samples.npz")["images"].astype(int)
+
+    twenty = images("num=20")
+    assert abs(twenty - images("num=20", "batch_size=7")).max() <= 1  # a grey level of rounding
+    assert abs(twenty[:3] - images("num=3")).max() <= 1
+    assert abs(twenty - images("num=20", "seed=1")).max() > 10
+    assert abs(twenty - images("num=20", "ema=false")).max() > 1
+
+
+def test_a_class_can_be_asked_for_and_a_sampler_chosen(workdir):
+    run(
+        "sample", "--workdir", workdir, "--config.sampling.label=7", "--config.sampling.sampler=ddim", "--config.sampling.num=4"
+    )
+    folder = newest(workdir)
+    assert "ddim-5" in folder.name
+    np.testing.assert_array_equal(tiny.arrays(folder / "samples.npz")["labels"], [7] * 4)
+
+
+def test_list_names_experiments_registries_and_settings(capsys):
+    run("list")
+    text = capsys.readouterr().out
+    for word in ("experiments/digits.py", "cosine", "ancestral", "ddim", "--config.training.batch_size=128", "images a step"):
+        assert word in text
+
+
+TRAIN = ("--workdir", "{new}", "--config", "{experiment}")
+BAD_INPUT = [
+    (("trian", *TRAIN), "unknown command 'trian'; did you mean 'train'?"),
+    (("train",), "--workdir is missing"),
+    (("train", "--workdir", "{new}"), "holds no run; start one with --config"),
+    (("train", "--workdir", "{new}", "--config", "experiments/digit.py"), "did you mean"),
+    (("train", *TRAIN, "--confg=3"), "unknown flag --confg"),
+    (("train", *TRAIN, "extra"), "unexpected 'extra'"),
+    (("train", *TRAIN, "--config.training.batch_sise=3"), "did you mean 'training.batch_size'?"),
+    (("train", *TRAIN, "--config.batch_size=3"), "did you mean"),
+    (("train", *TRAIN, "--config.training.batch_size=many"), "config.training.batch_size must be a whole number, not 'many'"),
+    (("train", *TRAIN, "--config.training.learning_rate=fast"), "must be a number, not 'fast'"),
+    (("train", *TRAIN, "--config.data.flip=perhaps"), "must be true or false, not 'perhaps'"),
+    (("train", *TRAIN, "--config.model.channel_mult=1,x"), "must be whole numbers such as 1,2,2"),
+    (("train", *TRAIN, "--config.diffusion.schedule=cosinus"), "did you mean 'cosine'?"),
+    (("train", *TRAIN, "--config.diffusion.num_steps=5", "--config.diffusion.schedule=linear"), "use at least 20 steps"),
+    (("train", *TRAIN, "--config.sampling.sampler=dimm"), "did you mean 'ddim'?"),
+    (("train", *TRAIN, "--config.data.source=digit"), "did you mean 'digits'?"),
+    (("train", *TRAIN, "--config.data.shape=32,32,3"), "images of shape (8, 8, 1), but data.shape is (32, 32, 3)"),
+    (("train", *TRAIN, "--config.data.eval_split=validation"), "splits train and test"),
+    (("train", *TRAIN, "--config.training.accumulation_steps=3"), "training.batch_size=16 is not divisible"),
+    (("train", *TRAIN, "--config.training.steps_per_call=3"), "must be a multiple of steps_per_call=3"),
+    (("train", *TRAIN, "--config.training.num_steps=0"), "must be above 0"),
+    (("train", *TRAIN, "--config.training.ema_decay=1"), "below 1"),
+    (("train", *TRAIN, "--config.model.channel_mult=1,1,1,1,1"), "cannot be halved 4 times"),
+    (("train", *TRAIN, "--config.model.attention_resolutions=8", "--config.model.heads=3"), "3"),
+    (("train", *TRAIN, "--config.model.attention_resolutions=5"), "the levels have heights [8]"),
+    (("train", *TRAIN, "--config.model.dtype=float16"), "config.model.dtype has no 'float16'"),
+    (("train", *TRAIN, "--config.diffusion.norm=l3"), "config.diffusion.norm"),
+    (
+        ("train", "--workdir", "{run}", "--config", "{experiment}", "--config.seed=3"),
+        "holds a run with other settings (seed: 0 -> 3)",
+    ),
+    (("sample", "--workdir", "{new}"), "holds no run"),
+    (("sample", "--workdir", "{run}", "--config.sampling.steps=ddim9"), "nearest that exist: ddim7 and ddim10"),
+    (("sample", "--workdir", "{run}", "--config.sampling.steps=21"), "at most 20"),
+    (("sample", "--workdir", "{run}", "--config.sampling.label=10"), "0 to 9"),
+    (("sample", "--workdir", "{run}", "--config.sampling.num=0"), "above 0"),
+    (("sample", "--workdir", "{run}", "--config.model.channels=32"), "sampling takes only"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=[" ".join(a[0:1] + a[-1:]) for a, _ in BAD_INPUT])
+def test_bad_input_is_named_in_a_line_and_leaves_no_trace(workdir, tmp_path, arguments, message):
+    names = {"new": tmp_path / "new", "run": workdir, "experiment": experiment_file(tmp_path)}
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    with pytest.raises(UserError) as error:
+        run(*(argument.format(**names) for argument in arguments))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_the_program_says_it_in_one_line_and_exits_with_2(tmp_path):
+    done = run_command("--workdir", tmp_path / "new", "--config", experiment_file(tmp_path), "--config.seed=-1")
+    assert done.returncode == 2
+    assert done.stderr == "error: config.seed must be at least 0, not -1\n"
+    assert done.stdout == ""
+
+
+def test_help_is_the_page_of_commands():
+    done = run_command("--help")
+    assert done.returncode == 0
+    assert "main.py sample" in done.stdout
+
+
+def test_every_experiment_builds():
+    from diffusion_jax.build import build
+    from diffusion_jax.config import from_dict, load, to_json
+
+    for path in (ROOT / "experiments").glob("*.py"):
+        config = load(path)
+        assert from_dict(json.loads(to_json(config))) == config
+        build(config)

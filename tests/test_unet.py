@@ -1,0 +1,212 @@
+"""The U-Net and its parts. That it computes what its originals compute is tested with their weights, in test_weights.py."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.models import unet
+from diffusion_jax.models.attention import SelfAttention, group_norm
+from diffusion_jax.models.embeddings import sinusoidal
+from diffusion_jax.models.unet import UNet
+
+SMALL = UNet(out_channels=3, channels=16, channel_mult=(1, 2), blocks=1, attention_factors=(2,), heads=2)
+TINY = SMALL.clone(channel_mult=(1,), attention_factors=(1,))  # compiles sooner
+LABELLED = TINY.clone(num_classes=4)
+
+
+def inputs(batch=2, height=8, width=8, channels=3):
+    x = np.random.default_rng(0).standard_normal((batch, height, width, channels), np.float32)
+    return x, np.linspace(1.0, 999.0, batch, dtype=np.float32)
+
+
+def init_shapes(model, x, t, *labels):
+    return jax.eval_shape(lambda key: model.init(key, x, t, *labels)["params"], jax.random.key(0))
+
+
+def assert_refused(message, model, *inputs):
+    """`match` alone would see JAX's notes on the error, too."""
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        init_shapes(model, *inputs)
+    assert str(error.value) == message
+
+
+@functools.cache
+def random_params(model, channels=3):
+    """Parameters none of which is zero, of about the size that keeps a layer's output near its input's."""
+    labels = () if model.num_classes is None else (np.zeros(1, np.int32),)
+    rng = np.random.default_rng(1)
+    draw = lambda a: rng.standard_normal(a.shape, np.float32) / math.sqrt(math.prod(a.shape[:-1]) or 1)
+    return jax.tree.map(draw, init_shapes(model, *inputs(1, channels=channels), *labels))
+
+
+@functools.cache
+def compiled(model, train=False):
+    def apply(params, x, t, labels=None, key=None):
+        rngs = None if key is None else {"dropout": key}
+        return model.apply({"params": params}, x, t, labels, train=train, rngs=rngs)
+
+    return jax.jit(apply)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 1), (8, 12, 3), (16, 4, 5)])
+@pytest.mark.parametrize("resample_blocks", [False, True])
+def test_output_has_the_shape_of_the_input(height, width, channels, resample_blocks):
+    model = SMALL.clone(out_channels=2 * channels, resample_blocks=resample_blocks)
+    x, t = inputs(2, height, width, channels)
+    output, _ = jax.eval_shape(lambda key: model.init_with_output(key, x, t), jax.random.key(0))
+    assert output.shape == (2, height, width, 2 * channels)
+    assert output.dtype == jnp.float32
+
+
+def test_output_is_zero_at_initialisation():
+    key = jax.random.key(0, impl="unsafe_rbg")  # compiles in half the time
+    output, variables = jax.jit(TINY.init_with_output)(key, *inputs())
+    assert np.all(output == 0.0)
+    # so is the second convolution of every residual block and the projection of every attention, and nothing else
+    flat = jax.tree_util.tree_leaves_with_path(variables["params"])
+    zero = {path[-2].key for path, a in flat if path[-1].key == "kernel" and not np.any(a)}
+    assert zero == {"conv2", "out", "conv_out"}
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_output():
+    half = SMALL.clone(dtype=jnp.bfloat16)
+    x, t = inputs()
+    assert {a.dtype for a in jax.tree.leaves(init_shapes(half, x, t))} == {jnp.dtype("float32")}
+    params = random_params(SMALL)
+    exact, output = compiled(SMALL)(params, x, t), compiled(half)(params, x, t)
+    assert output.dtype == jnp.float32
+    error = np.linalg.norm(output - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 0.03  # bfloat16 has a relative precision of 2^-8 = 0.004
+    traced = str(jax.make_jaxpr(lambda p: half.apply({"params": p}, x, t))(params))
+    convolutions = [line for line in traced.splitlines() if "= conv_general_dilated[" in line]
+    assert len(convolutions) > 10
+    assert all(":bf16[" in line for line in convolutions)
+
+
+def test_labels_change_the_output():
+    params, (x, t) = random_params(LABELLED), inputs()
+    a, b = (compiled(LABELLED)(params, x, t, np.array(labels)) for labels in ([0, 1], [0, 3]))
+    np.testing.assert_array_equal(a[0], b[0])
+    assert np.abs(a[1] - b[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(("model", "labels"), [(TINY, (np.zeros(2, np.int32),)), (LABELLED, ())])
+def test_labels_go_with_classes(model, labels):
+    assert_refused("labels go with num_classes: give both or neither", model, *inputs(), *labels)
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 8), (8, 10)])
+def test_image_that_cannot_be_halved(height, width):
+    model = SMALL.clone(channel_mult=(1, 1, 1))
+    message = f"images of {height} x {width} cannot be halved 2 times, once between two levels"
+    assert_refused(message, model, *inputs(2, height, width))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 3}, "cannot be cut into 3 heads"),
+        ({"heads": 0}, "cannot be cut into 0 heads"),
+        ({"head_channels": 12}, "has no heads of 12 channels"),
+        ({"head_channels": 64}, "has no heads of 64 channels"),
+    ],
+)
+def test_heads_that_do_not_divide_the_channels(changes, message):
+    assert_refused(f"an attention of 32 channels {message}", SMALL.clone(**changes), *inputs())
+
+
+def test_dropout_acts_only_in_training():
+    model, (x, t), params = TINY.clone(dropout=0.5), inputs(), random_params(TINY)
+    train = functools.partial(compiled(model, train=True), params, x, t, None)
+    one, again, other = (train(jax.random.key(seed)) for seed in (0, 0, 1))
+    exact = compiled(TINY)(params, x, t)
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 0.01
+    assert np.abs(one - exact).max() > 0.01
+    np.testing.assert_array_equal(compiled(model)(params, x, t), exact)
+
+
+def test_batch_of_one_is_the_batch():
+    params, (x, t) = random_params(SMALL), inputs()
+    together = compiled(SMALL)(params, x, t)
+    alone = [compiled(SMALL)(params, x[i : i + 1], t[i : i + 1])[0] for i in range(2)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+
+
+def normalise(x, groups):
+    """GroupNorm of [N, C] over all positions and a group's channels, without scale and shift, float64."""
+    x = np.asarray(x, np.float64)
+    of_group = x.reshape(len(x), groups, -1)
+    mean, variance = of_group.mean((0, 2), keepdims=True), of_group.var((0, 2), keepdims=True)
+    return ((of_group - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (8, 8)])
+def test_group_norm_has_32_groups_or_as_many_as_divide(channels, groups):
+    x = 0.01 * np.random.default_rng(2).standard_normal((2, 5, channels), np.float32)  # small: epsilon counts
+    output, _ = group_norm(channels, "norm").init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(output, [normalise(a, groups) for a in x], atol=1e-4)
+
+
+def test_attention_is_a_softmax_loop():
+    heads, (h, w, c) = 4, (3, 2, 64)
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, h, w, c), np.float32)
+    module = SelfAttention(heads)
+    shapes = jax.eval_shape(lambda key: module.init(key, x)["params"], jax.random.key(0))
+    params = jax.tree.map(lambda a: rng.standard_normal(a.shape, np.float32) / 4, shapes)
+
+    expected = []
+    for image in x.reshape(2, h * w, c):
+        a = normalise(image, 32) * params["norm"]["scale"] + params["norm"]["bias"]
+        q, k, v = np.split(a @ params["qkv"]["kernel"] + params["qkv"]["bias"], 3, axis=1)
+        mixed, size = np.zeros_like(q), c // heads
+        for head in range(heads):
+            at = slice(head * size, (head + 1) * size)
+            for i in range(h * w):
+                weights = np.exp([q[i, at] @ k[j, at] / math.sqrt(size) for j in range(h * w)])
+                mixed[i, at] = weights @ v[:, at] / weights.sum()
+        expected.append(image + mixed @ params["out"]["kernel"] + params["out"]["bias"])
+
+    output = jax.jit(module.apply)({"params": params}, x).reshape(2, h * w, c)
+    np.testing.assert_allclose(output, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 9])
+def test_timestep_embedding_is_its_closed_form(dim):
+    half = dim // 2
+    for t, features in zip([0, 1.5, 999], sinusoidal(np.array([0, 1.5, 999]), dim), strict=True):
+        angles = [t * 10000 ** (-i / half) for i in range(half)]
+        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles] + [0.0] * (dim % 2)
+        np.testing.assert_allclose(features, expected, atol=1e-4)  # float32 angles up to 999
+
+
+def test_halving_takes_means_and_doubling_repeats():
+    x = np.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(unet.downsample(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_array_equal(unet.upsample(x[:, :2, :2])[0, :, :, 0], np.kron([[0, 1], [4, 5]], np.ones((2, 2))))
+
+
+@pytest.mark.parametrize("name", ["plain", "learned_sigma", "class_cond", "adm"])
+def test_parameter_count_is_the_peers(reference, name):
+    recorded = reference("unet.json")[name]
+    config = recorded["config"]
+    classes = config.get("num_classes")
+    model = UNet(
+        out_channels=config["out_channels"],
+        channels=config["model_channels"],
+        channel_mult=config["channel_mult"],
+        blocks=config["num_res_blocks"],
+        attention_factors=config["attention_resolutions"],
+        scale_shift=config.get("use_scale_shift_norm", False),
+        resample_blocks=config.get("resblock_updown", False),
+        num_classes=classes,
+    )
+    labels = (np.zeros(2, np.int32),) if classes else ()
+    params = init_shapes(model, *inputs(channels=config["in_channels"]), *labels)
+    assert sum(math.prod(a.shape) for a in jax.tree.leaves(params)) == recorded["count"]

@@ -1,0 +1,68 @@
+"""The smallest run that is a whole run: the real digits, a U-Net of one level and 16 channels."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from diffusion_jax.config import Config, Data, Diffusion, Model, Sampling, Training
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def tiny_config(**training) -> Config:
+    settings = {"num_steps": 8, "batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 1}
+    settings |= {"eval_every": 4, "eval_examples": 24, "sample_every": 0, "checkpoint_every": 4}
+    return Config(
+        data=Data(source="digits", shape=(8, 8, 1), num_classes=10, flip=True),
+        model=Model(channels=16, channel_mult=(1,), blocks=1, attention_resolutions=(), dropout=0.1),
+        diffusion=Diffusion(schedule="cosine", num_steps=20),
+        training=Training(**(settings | training)),
+        sampling=Sampling(steps="5", num=20),
+    )
+
+
+TINY_FILE = """
+import sys
+sys.path.insert(0, {tests!r})
+from tiny import tiny_config as get_config
+"""
+
+
+def experiment_file(folder: pathlib.Path) -> pathlib.Path:
+    """An experiment file of the tiny run, for the command line."""
+    path = folder / "tiny_experiment.py"
+    path.write_text(TINY_FILE.format(tests=str(ROOT / "tests")))
+    return path
+
+
+def command(*arguments, **environment) -> list:
+    return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+
+
+def environment(**more) -> dict:
+    return {**os.environ, **more}
+
+
+def run_command(*arguments, **more) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), env=environment(**more), capture_output=True, text=True, timeout=300)
+
+
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def pixels(path: pathlib.Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def curves(workdir: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl without what the clock decides."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
