@@ -2,9 +2,14 @@
 
   python main.py [train] --workdir DIR --config experiments/NAME.py    trains; the same command resumes
   python main.py sample --workdir DIR                                  draws from a trained run
+  python main.py nll --workdir DIR                                     its variational bound, in bits/dim
+  python main.py figures --workdir DIR [--config ...]                  the papers' figures, of a config or a run
+  python main.py import --workdir DIR --config ... --weights FILE      a run from an Improved DDPM or ADM checkpoint
+  python main.py export-weights --workdir DIR --weights FILE           and back, as .safetensors
   python main.py list                                                  what can be named, and every setting
 
-Any setting is overridden as --config.training.batch_size=64; `sample` takes those that begin with --config.sampling.
+Any setting is overridden as --config.training.batch_size=64; `sample` takes those that begin with --config.sampling, `nll`
+those with --config.likelihood. --new_attention_order: the weights are of an ADM model with use_new_attention_order.
 """
 
 import os
@@ -14,10 +19,9 @@ import sys
 import jax
 from absl import flags
 
-from diffusion_jax.command_line import parse
 from diffusion_jax.errors import Interrupted, UserError, nearest
 
-COMMANDS = ("train", "sample", "list")
+COMMANDS = ("train", "sample", "nll", "figures", "import", "export-weights", "list")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
 
 
@@ -29,20 +33,27 @@ def run(argv: list[str]) -> None:
     command = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else "train"
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
+    from diffusion_jax import catalog, command_line, figures, generate, nll, weights
+    from diffusion_jax.training import loop
+
     if command == "list":
-        from diffusion_jax.catalog import catalog
-
-        print(catalog(EXPERIMENTS))
+        print(catalog.catalog(EXPERIMENTS))
         return
-    workdir, config = parse(argv)
+    given = command_line.parse(argv, stored=command != "import", weights=command in ("import", "export-weights"))
+    workdir, config = given.workdir, given.config
     if command == "train":
-        from diffusion_jax.training.loop import train
-
-        train(config, workdir)
+        loop.train(config, workdir)
+    elif command == "sample":
+        print(f"samples: {generate.sample(config, workdir)}")
+    elif command == "nll":
+        print(nll.nll(config, workdir))
+    elif command == "figures":
+        print(f"figures: {figures.figures(config, workdir)}")
+    elif command == "import":
+        weights.import_weights(given.weights, config, workdir, given.new_attention_order)
+        print(weights.on_trust(workdir))
     else:
-        from diffusion_jax.generate import sample
-
-        print(f"samples: {sample(config, workdir)}")
+        print(f"weights: {weights.export_weights(workdir, given.weights, config, given.new_attention_order)}")
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ def main() -> int:
     config.sampling.steps = options.steps or config.sampling.steps
     config.sampling.sampler = options.sampler or config.sampling.sampler
     parts = build(config)
-    params, step = restore_params(config, parts, options.workdir)
+    params, step = restore_params(config, parts, options.workdir, config.sampling.ema)
     samples = to_uint8(draw(make_generate(config, parts), params, options.num, config.sampling.batch_size, progress=True))
     asked = np.arange(options.num) % 10
 

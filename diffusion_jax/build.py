@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax import grids, losses, predictions, samplers, schedules, timesteps
+from diffusion_jax import grids, losses, predictions, samplers, schedules, timesteps, weightings
 from diffusion_jax.config import Config, check_types, fields
 from diffusion_jax.denoisers import clip_x0, make_denoiser
 from diffusion_jax.errors import UserError, nearest
@@ -56,11 +56,10 @@ def build(config: Config) -> Parts:
     try:
         betas = choose(schedules.BETAS, diffusion.schedule, "diffusion.schedule")(diffusion.num_steps)
         schedule = schedules.from_betas(betas)
-        parameterization = choose(predictions.PREDICTIONS, diffusion.prediction, "diffusion.prediction")()
+        parameterization = make_prediction(config, schedule)
         if diffusion.prediction in ("eps", "score") and betas[-1] == 1.0:
             raise UserError(f"{diffusion.prediction} cannot be decoded at alpha = 0, where this schedule ends; use v or x0")
-        norm = choose(tuple(losses.NORMS), diffusion.norm, "diffusion.norm")
-        loss = choose(losses.LOSSES, diffusion.loss, "diffusion.loss")(parameterization, norm)
+        loss = make_loss(config, parameterization, schedule)
         distribution = choose(timesteps.TIMESTEPS, diffusion.timesteps, "diffusion.timesteps")(schedule)
         apply_fn, init_params = network(config)
         learning_rate = learning_rate_schedule(config)
@@ -96,6 +95,8 @@ POSITIVE = (
     "model.heads",
     "sampling.num",
     "sampling.batch_size",
+    "likelihood.batch_size",
+    "model.time_scale",
 )
 NOT_NEGATIVE = (
     "seed",
@@ -107,6 +108,11 @@ NOT_NEGATIVE = (
     "training.eval_every",
     "training.sample_every",
     "sampling.seed",
+    "likelihood.seed",
+    "likelihood.examples",
+    "likelihood.monte_carlo",
+    "likelihood.budget",
+    "diffusion.vlb_coefficient",
 )
 BELOW_ONE = ("training.ema_decay", "training.b1", "training.b2", "model.dropout")
 
@@ -153,6 +159,7 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
         head_channels=model.head_channels or None,
         scale_shift=model.scale_shift,
         resample_blocks=model.resample_blocks,
+        time_scale=model.time_scale,
         dropout=model.dropout,
         num_classes=config.data.num_classes or None,
         dtype=jnp.dtype(choose(DTYPES, model.dtype, "model.dtype")),
@@ -160,6 +167,7 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
 
     def apply_fn(params, x, t, cond=None, dropout_key=None):
         rngs = None if dropout_key is None else {"dropout": dropout_key}
+        cond = cond if config.data.num_classes else None  # a source may have labels that the experiment leaves out
         return module.apply({"params": params}, x, t, cond, train=dropout_key is not None, rngs=rngs)
 
     def init_params(key):
@@ -168,6 +176,33 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
 
     jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
     return apply_fn, init_params
+
+
+def make_prediction(config: Config, schedule: Schedule) -> Parameterization:
+    factory = choose(predictions.PREDICTIONS, config.diffusion.prediction, "diffusion.prediction")
+    return factory(schedule) if config.diffusion.prediction == "mean" else factory()
+
+
+def model_variance(config: Config) -> str:
+    """The variance of the reverse process that the model stands for."""
+    fixed = choose(("fixed_small", "fixed_large"), config.diffusion.variance, "diffusion.variance")
+    return "learned_range" if config.model.learned_variance else fixed
+
+
+def make_loss(config: Config, parameterization: Parameterization, schedule: Schedule) -> Loss:
+    diffusion = config.diffusion
+    norm = choose(tuple(losses.NORMS), diffusion.norm, "diffusion.norm")
+    weighting = None
+    if diffusion.weighting != "none":
+        weighting = choose(weightings.WEIGHTINGS, diffusion.weighting, "diffusion.weighting")()
+    factory = choose(losses.LOSSES, diffusion.loss, "diffusion.loss")
+    if diffusion.loss == "denoising":
+        return factory(parameterization, norm, weighting)
+    if diffusion.loss == "vlb":
+        return factory(parameterization, schedule, model_variance(config), scaled=True)
+    if not config.model.learned_variance:
+        raise UserError("config.diffusion.loss=hybrid trains a learned variance: set model.learned_variance=true")
+    return factory(parameterization, schedule, diffusion.vlb_coefficient, norm, weighting)
 
 
 def learning_rate_schedule(config: Config) -> Callable:
@@ -196,14 +231,17 @@ def make_optimizer(config: Config, learning_rate: Callable) -> optax.GradientTra
 def make_sampler(config: Config) -> Sampler:
     sampling = config.sampling
     factory = choose(samplers.SAMPLERS, sampling.sampler, "sampling.sampler")
-    options = {"ancestral": {"variance": sampling.variance}, "ddim": {"eta": sampling.eta}}
+    variance = model_variance(config) if sampling.variance == "model" else sampling.variance
+    if variance == "learned_range" and not config.model.learned_variance:
+        raise UserError("config.sampling.variance=learned_range, but this model has no learned variance")
+    options = {"ancestral": {"variance": variance}, "ddim": {"eta": sampling.eta}}
     return factory(**options.get(sampling.sampler, {}))
 
 
 def make_grid(config: Config, schedule: Schedule) -> Level:
     sampling = config.sampling
     grid = choose(grids.GRIDS, sampling.grid, "sampling.grid")
-    if sampling.grid == "respaced":
+    if sampling.grid in ("respaced", "indices"):
         return grid(schedule, sampling.steps)
     if not sampling.steps.isdigit():
         raise UserError(f"config.sampling.steps must be a number for the {sampling.grid} grid, not {sampling.steps!r}")

@@ -4,10 +4,11 @@ import ast
 import pathlib
 import re
 
-from diffusion_jax import build, grids, losses, predictions, samplers, schedules, timesteps
+from diffusion_jax import build, grids, losses, predictions, samplers, schedules, timesteps, weightings
 from diffusion_jax.config import Config, fields
 from diffusion_jax.data import sources
 from diffusion_jax.models import unet
+from diffusion_jax.process import VARIANCES
 
 REGISTRIES = {
     "data.source": sources.SOURCES,
@@ -15,6 +16,7 @@ REGISTRIES = {
     "diffusion.schedule": schedules.SCHEDULES,
     "diffusion.prediction": predictions.PREDICTIONS,
     "diffusion.loss": losses.LOSSES,
+    "diffusion.weighting": weightings.WEIGHTINGS,
     "diffusion.timesteps": timesteps.TIMESTEPS,
     "sampling.sampler": samplers.SAMPLERS,
     "sampling.grid": grids.GRIDS,
@@ -24,7 +26,8 @@ CHOICES = {
     "diffusion.norm": tuple(losses.NORMS),
     "training.optimizer": build.OPTIMIZERS,
     "training.decay": build.DECAYS,
-    "sampling.variance": samplers.VARIANCES,
+    "diffusion.variance": ("fixed_small", "fixed_large"),
+    "sampling.variance": ("model", *VARIANCES),
 }
 
 

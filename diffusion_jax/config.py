@@ -49,6 +49,7 @@ class Model:
     scale_shift: bool = setting(True, "the embedding scales and shifts after the norm; False: it is added before")
     resample_blocks: bool = setting(False, "halve and double by residual blocks; False: by convolutions")
     learned_variance: bool = setting(False, "twice the output channels, the second half for the variance")
+    time_scale: float = setting(1.0, "the network embeds time_scale * t; 1000 / T where weights of Improved DDPM have T steps")
     dropout: float = setting(0.0, "dropout rate in the residual blocks")
     dtype: str = setting("float32", "precision of the computation, float32 or bfloat16; parameters stay float32")
 
@@ -58,8 +59,11 @@ class Diffusion:
     schedule: str = setting("cosine", "the noise schedule")
     num_steps: int = setting(1000, "T, the length of the schedule's table")
     prediction: str = setting("eps", "what the network predicts")
-    loss: str = setting("denoising", "the training loss")
+    variance: str = setting("fixed_small", "of the reverse process where the network does not learn it")
+    loss: str = setting("denoising", "the training loss; hybrid needs model.learned_variance")
     norm: str = setting("l2", "of the denoising loss: l2 or l1")
+    weighting: str = setting("none", "of the denoising loss by noise level; none weighs the error of what is predicted evenly")
+    vlb_coefficient: float = setting(0.001, "of the variational bound in the hybrid loss")
     timesteps: str = setting("uniform", "the distribution of t in training")
 
 
@@ -89,7 +93,7 @@ class Training:
 @dataclass
 class Sampling:
     sampler: str = setting("ancestral", "the sampler")
-    variance: str = setting("fixed_small", "of ancestral: fixed_small or fixed_large")
+    variance: str = setting("model", "of ancestral: fixed_small, fixed_large or learned_range; model takes the model's own")
     eta: float = setting(0.0, "of ddim: 0 is deterministic, 1 as noisy as ancestral")
     grid: str = setting("respaced", "how the steps are spread")
     steps: str = setting("250", 'how many: "250", "10,15,20" or "ddim50" where respaced, a number elsewhere')
@@ -104,6 +108,18 @@ class Sampling:
 
 
 @dataclass
+class Likelihood:
+    split: str = setting("test", "the split whose bits/dim are measured")
+    examples: int = setting(0, "its first so many examples; 0 for all")
+    batch_size: int = setting(256, "examples at a time; the result does not depend on it")
+    steps: str = setting("", 'the chain: empty for the whole table, or respaced, as in "250"')
+    monte_carlo: int = setting(0, "terms drawn for each example; 0 sums up all of them")
+    seed: int = setting(0, "of the noise")
+    ema: bool = setting(True, "use the averaged parameters; False: the raw ones")
+    budget: int = setting(0, "also choose this many steps by dynamic programming; 0 for none")
+
+
+@dataclass
 class Config:
     seed: int = setting(0, "of the parameters, the data's order, t, noise and dropout")
     data: Data = group(Data)
@@ -111,6 +127,7 @@ class Config:
     diffusion: Diffusion = group(Diffusion)
     training: Training = group(Training)
     sampling: Sampling = group(Sampling)
+    likelihood: Likelihood = group(Likelihood)
 
 
 # What may change between two starts in one workdir: how long, how often, what to draw. All else is the experiment.
@@ -159,6 +176,7 @@ KINDS = {
 def kinds() -> dict[str, type]:
     """dotted path -> the type of that setting."""
     groups = {"": Config, "data.": Data, "model.": Model, "diffusion.": Diffusion, "training.": Training, "sampling.": Sampling}
+    groups["likelihood."] = Likelihood
     return {prefix + name: kind for prefix, cls in groups.items() for name, kind in typing.get_type_hints(cls).items()}
 
 
@@ -237,5 +255,5 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{path}: {was!r} -> {now!r}"
         for (path, _, was), (_, _, now) in pairs
-        if was != now and path not in free and not path.startswith("sampling.")
+        if was != now and path not in free and not path.startswith(("sampling.", "likelihood."))
     ]

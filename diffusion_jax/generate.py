@@ -46,12 +46,12 @@ def draw(generate: Callable, params, num: int, batch_size: int, progress: bool =
     return np.concatenate(images)
 
 
-def restore_params(config: Config, parts: Parts, workdir: pathlib.Path):
-    """(parameters to sample with, their step) from the newest checkpoint."""
+def restore_params(config: Config, parts: Parts, workdir: pathlib.Path, ema: bool):
+    """(averaged or raw parameters, their step) from the newest checkpoint."""
     checkpoints = Checkpoints(workdir, read_only=True)
     state, _ = checkpoints.restore(jax.eval_shape(parts.init_state, jax.random.key(0)))
     checkpoints.close()
-    return place(state.ema_params if config.sampling.ema else state.params), int(state.step)
+    return place(state.ema_params if ema else state.params), int(state.step)
 
 
 def new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
@@ -78,7 +78,7 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     if changed:
         raise UserError(f"sampling takes only config.sampling.* settings, not {'; '.join(changed)}")
     sampling, parts = config.sampling, build(config)
-    params, step = restore_params(config, parts, workdir)
+    params, step = restore_params(config, parts, workdir, sampling.ema)
     images = draw(make_generate(config, parts), params, sampling.num, sampling.batch_size, progress=True)
 
     kind = f"{sampling.sampler}-{sampling.steps}" + ("" if sampling.ema else "-raw")

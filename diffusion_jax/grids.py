@@ -84,4 +84,15 @@ def _strided(num_steps: int, count: int) -> list[int]:
     raise ValueError(f"no whole stride takes exactly {count} of {num_steps} steps; the nearest that exist: {near}")
 
 
-GRIDS = {"uniform": uniform, "respaced": respaced}
+def indices(schedule: Schedule, chosen: str) -> Level:
+    """The levels of the table's indices in a comma-separated list, such as `likelihood.best_steps` chooses."""
+    if schedule.num_steps is None:
+        raise ValueError("indices are those of a table schedule")
+    try:
+        t = sorted({int(part) for part in chosen.split(",")}, reverse=True)
+    except ValueError:
+        raise ValueError(f"indices are whole numbers, as in 0,10,200, not {chosen!r}") from None
+    return schedule.level(np.asarray(t))
+
+
+GRIDS = {"uniform": uniform, "respaced": respaced, "indices": indices}

@@ -1,29 +1,128 @@
 """Training losses: factories of functions (network, x0, eps, level, cond) -> losses [B]."""
 
-import jax.numpy as jnp
+from collections.abc import Callable
 
-from diffusion_jax.denoisers import split_output
-from diffusion_jax.process import q_sample
-from diffusion_jax.types import Loss, Parameterization
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.denoisers import split_output, with_eps
+from diffusion_jax.process import (
+    discretized_gaussian_log_prob,
+    first_log_variance,
+    normal_kl,
+    q_posterior,
+    q_sample,
+    reverse_log_variance,
+)
+from diffusion_jax.schedules import previous
+from diffusion_jax.types import Array, Level, Loss, Parameterization, Prediction, Schedule
 
 NORMS = {"l2": jnp.square, "l1": jnp.abs}
 
 
-def denoising(parameterization: Parameterization, norm: str = "l2") -> Loss:
+def mean_flat(a: Array) -> jax.Array:
+    """The mean over all axes but the batch's, [B, ...] -> [B]."""
+    return jnp.mean(a, axis=tuple(range(1, jnp.ndim(a))))
+
+
+def target_factor(parameterization: Parameterization, level: Level) -> jax.Array:
+    """||error of the target||^2 / ||error of x0||^2 at a given x, [B]: snr for eps, 1 for x0, snr + 1 for v."""
+    one = jnp.ones_like(level.alpha)
+    # with x held, an error of 1 in x0 is one of -alpha / sigma in eps, and every target is linear in the two
+    return parameterization.target(one, -level.alpha / level.sigma, level) ** 2
+
+
+def denoising(parameterization: Parameterization, norm: str = "l2", weighting: Callable | None = None) -> Loss:
     """The error of the network's output against its target at x_t: L_simple with `predictions.eps` (Ho et al. 2020, eq. 14).
 
-    norm: "l2", the mean square, or "l1", the mean absolute error, over all axes but the batch's. The returned loss takes
-    x0 and eps [B, ...], level [B], cond; a learned variance, where the network has one, is left out.
+    norm: "l2", the mean square, or "l1", the mean absolute error, over all axes but the batch's. weighting: one of
+    `weightings`, for l2, or None for 1. The returned loss takes x0 and eps [B, ...], level [B], cond; a learned
+    variance, where the network has one, is left out.
     """
-    error = NORMS[norm]
+    if norm not in NORMS:
+        raise ValueError(f"norm is l2 or l1, not {norm!r}")
+    if weighting is not None and norm != "l2":
+        raise ValueError("a weighting is one of squared errors: it needs the l2 norm")
 
     def loss(network, x0, eps, level, cond=None):
         x_in, t_in = parameterization.inputs(q_sample(x0, eps, level), level)
         output, _ = split_output(network(x_in, t_in, cond), x0.shape[-1])
-        difference = output - parameterization.target(x0, eps, level)
-        return jnp.mean(error(difference), axis=tuple(range(1, x0.ndim)))
+        losses = mean_flat(NORMS[norm](output - parameterization.target(x0, eps, level)))
+        return losses if weighting is None else losses * weighting(level) / target_factor(parameterization, level)
 
     return loss
 
 
-LOSSES = {"denoising": denoising}
+def bound_term(prediction: Prediction, x0: Array, x_t: Array, s: Level, t: Level, variance: str, first: Array) -> jax.Array:
+    """A term of the variational bound in bits/dim, [B] (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eq. 4).
+
+    L_s = KL(q(x_s | x_t, x0) || p(x_s | x_t)), or, where s is clean, L_0 = -log p(x0 | x_t) of the discretised decoder.
+    x0, x_t: [B, ...]; s, t: scalar or [B]. variance and first: as in `process.reverse_log_variance`.
+    """
+    true_mean, _ = q_posterior(x0, x_t, s, t)
+    mean, _ = q_posterior(prediction.x0, x_t, s, t)
+    s, t = s.expand(x0.ndim), t.expand(x0.ndim)
+    log_variance = reverse_log_variance(variance, s, t, prediction.aux, first)
+    kl = normal_kl(true_mean, reverse_log_variance("fixed_small", s, t, first=first), mean, log_variance)
+    decoder = -discretized_gaussian_log_prob(x0, mean, 0.5 * log_variance)
+    return mean_flat(jnp.where(s.sigma == 0.0, decoder, kl)) / np.log(2.0)
+
+
+def vlb(
+    parameterization: Parameterization,
+    schedule: Schedule,
+    variance: str = "learned_range",
+    scaled: bool = False,
+    frozen_mean: bool = False,
+) -> Loss:
+    """L_vlb: at t, the term of the bound of the step from t to its neighbour, in bits/dim (Nichol & Dhariwal 2021, eq. 4).
+
+    scaled: times T, which makes the mean over uniform t an estimate of the whole bound. frozen_mean: the gradient reaches
+    the network through the variance alone (section 3.1).
+    """
+    num_steps = schedule.num_steps
+    if num_steps is None:
+        raise ValueError("the variational bound of steps needs a table schedule")
+    first = first_log_variance(schedule.level(np.arange(min(2, num_steps))[::-1]))
+
+    def loss(network, x0, eps, level, cond=None):
+        x_t = q_sample(x0, eps, level)
+        x_in, t_in = parameterization.inputs(x_t, level)
+        output, fraction = split_output(network(x_in, t_in, cond), x0.shape[-1])
+        output = jax.lax.stop_gradient(output) if frozen_mean else output
+        prediction = with_eps(parameterization.x0(output, x_t, level), x_t, level, fraction)
+        term = bound_term(prediction, x0, x_t, previous(schedule, level), level, variance, first)
+        return term * num_steps if scaled else term
+
+    return loss
+
+
+def hybrid(
+    parameterization: Parameterization,
+    schedule: Schedule,
+    coefficient: float = 0.001,
+    norm: str = "l2",
+    weighting: Callable | None = None,
+) -> Loss:
+    """L_hybrid = L_simple + coefficient L_vlb, the mean's gradient stopped in L_vlb (Nichol & Dhariwal 2021, eq. 16).
+
+    L_vlb is the estimate of the whole bound, T times its term at t. The network has learned variance.
+    """
+    simple = denoising(parameterization, norm, weighting)
+    variational = vlb(parameterization, schedule, scaled=True, frozen_mean=True)
+
+    def loss(network, x0, eps, level, cond=None):
+        output = None
+
+        def once(x_in, t_in, cond):  # both losses look at the same output
+            nonlocal output
+            output = network(x_in, t_in, cond) if output is None else output
+            return output
+
+        return simple(once, x0, eps, level, cond) + coefficient * variational(once, x0, eps, level, cond)
+
+    return loss
+
+
+LOSSES = {"denoising": denoising, "vlb": vlb, "hybrid": hybrid}

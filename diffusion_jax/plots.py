@@ -35,6 +35,16 @@ def schedule(path: pathlib.Path, betas: np.ndarray, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
+def bound(path: pathlib.Path, t: np.ndarray, terms: np.ndarray, total: float) -> None:
+    """The terms of the variational bound [N], in bits/dim, by t (Nichol & Dhariwal 2021, fig. 2)."""
+    figure, axes = _axes(1)
+    axes[0].semilogy(t, terms)
+    axes[0].set_title(f"terms of the bound, {total:.3f} bits/dim in all")
+    axes[0].set_xlabel("t")
+    axes[0].set_ylabel("bits/dim")
+    figure.savefig(path, dpi=110)
+
+
 def losses(path: pathlib.Path, lines: list[dict]) -> None:
     """The curves of a run from the lines of its metrics.jsonl."""
     figure, axes = _axes(3)

@@ -4,7 +4,11 @@ Every entry of PREDICTIONS is a factory of a `Parameterization`; with x = alpha 
 other, so `target` and `x0` are all that differs.
 """
 
-from diffusion_jax.types import Array, Level, Parameterization
+import jax.numpy as jnp
+
+from diffusion_jax.process import q_posterior, q_sample
+from diffusion_jax.schedules import previous
+from diffusion_jax.types import Array, Level, Parameterization, Schedule
 
 
 def _inputs(x: Array, level: Level):
@@ -51,4 +55,27 @@ def score() -> Parameterization:
     )
 
 
-PREDICTIONS = {"eps": eps, "x0": x0, "v": v, "score": score}
+def mean(schedule: Schedule) -> Parameterization:
+    """The network predicts the posterior mean of the next-cleaner step of a table (Ho et al. 2020, eq. 8).
+
+    Its neighbour is that of the table it was trained on, also where sampling is respaced.
+    """
+
+    def posterior(level: Level):
+        """The coefficients of x0 and x_t in the mean of q(x_s | x_t, x0), s the neighbour."""
+        s = previous(schedule, level)
+        of_x0 = q_posterior(jnp.ones_like(s.alpha), jnp.zeros_like(s.alpha), s, level)[0]
+        of_x_t = q_posterior(jnp.zeros_like(s.alpha), jnp.ones_like(s.alpha), s, level)[0]
+        return of_x0, of_x_t
+
+    def target(x0, eps, level):
+        return q_posterior(x0, q_sample(x0, eps, level), previous(schedule, level), level)[0]
+
+    def decode(out, x, level):
+        of_x0, of_x_t = (a.reshape(a.shape + (1,) * (x.ndim - a.ndim)) for a in posterior(level))
+        return (out - of_x_t * x) / of_x0
+
+    return Parameterization(inputs=_inputs, target=target, x0=decode)
+
+
+PREDICTIONS = {"eps": eps, "x0": x0, "v": v, "score": score, "mean": mean}

@@ -9,10 +9,8 @@ whose posterior there has mean x0 and variance 0, and for DDIM, whose step reduc
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.process import logsnr_drop, q_posterior
+from diffusion_jax.process import VARIANCES, logsnr_drop, q_posterior, reverse_log_variance
 from diffusion_jax.types import Array, Denoiser, Level, Sampler
-
-VARIANCES = ("fixed_small", "fixed_large")
 
 
 def example_keys(key: jax.Array, index: Array) -> jax.Array:
@@ -33,17 +31,17 @@ def initial_noise(keys: jax.Array, shape: tuple[int, ...], level: Level) -> jax.
 def ancestral(variance: str = "fixed_small") -> Sampler:
     """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2), between any two levels; of order 1.
 
-    variance: "fixed_small", the posterior's sigma_s^2 c (beta-tilde), right for data that are one point; or
-    "fixed_large", sigma_t^2 c (beta), right for Gaussian data (section 3.2).
+    variance: "fixed_small", "fixed_large", or "learned_range" for a network with learned variance (Nichol & Dhariwal 2021,
+    section 3.1); see `process.reverse_log_variance`.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance is one of {', '.join(VARIANCES)}, not {variance!r}")
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
-        mean, var = q_posterior(denoiser(x, t).x0, x, s, t)
-        if variance == "fixed_large":
-            var = -jnp.expm1(logsnr_drop(s, t)) * t.sigma**2
-        return mean + jnp.sqrt(var) * normal(keys, x.shape[1:]), state
+        prediction = denoiser(x, t)
+        mean, _ = q_posterior(prediction.x0, x, s, t)
+        log_variance = reverse_log_variance(variance, s.expand(x.ndim), t.expand(x.ndim), prediction.aux)
+        return mean + jnp.exp(0.5 * log_variance) * normal(keys, x.shape[1:]), state
 
     return Sampler(lambda x, level: (), step)
 
@@ -56,6 +54,7 @@ def ddim(eta: float = 0.0) -> Sampler:
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         prediction = denoiser(x, t)
+        s, t = s.expand(x.ndim), t.expand(x.ndim)
         noise_share = -jnp.expm1(logsnr_drop(s, t)) * eta**2
         x = s.alpha * prediction.x0 + s.sigma * jnp.sqrt(1.0 - noise_share) * prediction.eps
         if eta > 0:
@@ -84,6 +83,21 @@ def sample(sampler: Sampler, denoiser: Denoiser, keys: jax.Array, x_init: Array,
     (x, _), xs = jax.lax.scan(body, (x_init, sampler.init(x_init, level(0))), jnp.arange(last))
     x0 = denoiser(x, level(last)).x0
     return x0 if xs is None else (x0, jnp.concatenate([xs, x[None], x0[None]]))
+
+
+def invert(denoiser: Denoiser, x: Array, grid: Level) -> jax.Array:
+    """DDIM run backwards: encodes x [B, ...], at grid's last, cleanest level, as x at its first, noisiest one.
+
+    From each level the noise predicted there is kept to the next noisier one (Song et al. 2021, eq. 14). `sample` with
+    `ddim()` on the same grid comes back to x, the closer the finer the grid. grid: levels [N], noisy to clean.
+    """
+    level = lambda i: jax.tree.map(lambda a: a[i], Level(*map(jnp.asarray, grid)))
+
+    def body(x, i):
+        prediction, t = denoiser(x, level(i)), level(i - 1)
+        return t.alpha * prediction.x0 + t.sigma * prediction.eps, None
+
+    return jax.lax.scan(body, x, jnp.arange(len(grid.t) - 1, 0, -1))[0]
 
 
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim}

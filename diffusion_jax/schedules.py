@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from diffusion_jax.types import Array, Level, Schedule
+from diffusion_jax.types import CLEAN, Array, Level, Schedule
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: "clip beta_t to be no larger than 0.999"
 
@@ -109,6 +109,19 @@ def from_betas(betas: Array) -> Schedule:
         return jnp.interp(jnp.asarray(logsnr_), jnp.asarray(logsnr[::-1]), jnp.arange(num_steps - 1, -1, -1.0))
 
     return Schedule(level, inverse, t_min=0, t_max=num_steps - 1, num_steps=num_steps)
+
+
+def previous(schedule: Schedule, level: Level) -> Level:
+    """The next-cleaner neighbours of a table's levels, scalar or [B]; clean, `CLEAN`'s alpha and sigma, before index 0."""
+    if schedule.num_steps is None:
+        raise ValueError("only a table's levels have neighbours")
+    before = schedule.level(jnp.maximum(jnp.asarray(level.t) - 1, 0))
+    first = jnp.asarray(level.t) == 0
+    return Level(
+        jnp.where(first, CLEAN.t, before.t),
+        jnp.where(first, CLEAN.alpha, before.alpha),
+        jnp.where(first, CLEAN.sigma, before.sigma),
+    )
 
 
 def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:

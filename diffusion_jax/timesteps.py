@@ -1,12 +1,36 @@
-"""Training-time distributions of t.
+"""Training-time distributions of t, with weights 1 / (T p(t)) that keep the loss's expectation that of uniform t.
 
 Example number i of a step draws from fold_in(key, i), so that it meets the same t whatever the number of devices.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.types import Schedule, Timesteps
+
+
+def _stateless(sample) -> Timesteps:
+    return Timesteps(init=lambda: (), sample=sample, update=lambda state, t, losses: state)
+
+
+def _uniform_numbers(key, index):
+    """A number in [0, 1) for every example, from its own key."""
+    return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index)
+
+
+def _table(schedule: Schedule) -> int:
+    if schedule.num_steps is None:
+        raise ValueError("this distribution of t needs a table schedule")
+    return schedule.num_steps
+
+
+def _draw(probabilities, key, index):
+    """Indices [B] by inversion of the distribution function, and their weights 1 / (T p)."""
+    cumulative = jnp.cumsum(probabilities)
+    t = jnp.searchsorted(cumulative, _uniform_numbers(key, index) * cumulative[-1], side="right")
+    t = jnp.minimum(t, len(probabilities) - 1)
+    return t, 1.0 / (len(probabilities) * probabilities[t])
 
 
 def uniform(schedule: Schedule) -> Timesteps:
@@ -21,7 +45,73 @@ def uniform(schedule: Schedule) -> Timesteps:
     def sample(state, key, index, total):
         return jax.vmap(one, (None, 0))(key, index), jnp.ones(index.shape)
 
-    return Timesteps(init=lambda: (), sample=sample, update=lambda state, t, losses: state)
+    return _stateless(sample)
 
 
-TIMESTEPS = {"uniform": uniform}
+def low_discrepancy(schedule: Schedule) -> Timesteps:
+    """Uniform t for each example, evenly spread over a batch: (u + i / total) mod 1 (Kingma et al. 2021, appendix I.1)."""
+
+    def sample(state, key, index, total):
+        u = (jax.random.uniform(key) + index / total) % 1.0
+        if schedule.num_steps is not None:
+            t = jnp.minimum((u * schedule.num_steps).astype(jnp.int32), schedule.num_steps - 1)
+        else:
+            t = schedule.t_min + u * (schedule.t_max - schedule.t_min)
+        return t, jnp.ones(index.shape)
+
+    return _stateless(sample)
+
+
+def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0.001) -> Timesteps:
+    """p(t) ~ sqrt(E[L_t^2]) over the last `history` losses of each t, with a uniform part (Nichol & Dhariwal 2021, eq. 18).
+
+    Uniform until every t has its full history. The state {"losses": [T, history], "counts": [T]} is updated with all
+    examples of the step, in the order of their numbers, the same on all devices.
+    """
+    num_steps = _table(schedule)
+
+    def init():
+        return {"losses": jnp.zeros((num_steps, history)), "counts": jnp.zeros((num_steps,), jnp.int32)}
+
+    def sample(state, key, index, total):
+        return _draw(second_moment_probabilities(state, uniform_part), key, index)
+
+    def update(state, t, losses):
+        def one(state, example):
+            t, loss = example
+            row, count = state["losses"][t], state["counts"][t]
+            full = count == history
+            row = jnp.where(full, jnp.roll(row, -1), row).at[jnp.minimum(count, history - 1)].set(loss)
+            return {
+                "losses": state["losses"].at[t].set(row),
+                "counts": state["counts"].at[t].set(jnp.minimum(count + 1, history)),
+            }, None
+
+        return jax.lax.scan(one, state, (t, losses))[0]
+
+    return Timesteps(init, sample, update)
+
+
+def second_moment_probabilities(state, uniform_part: float = 0.001) -> jax.Array:
+    """p [T] of `second_moment`'s state; uniform while a history is not full."""
+    losses, counts = state["losses"], state["counts"]
+    root = jnp.sqrt(jnp.mean(losses**2, axis=-1))
+    even = jnp.full(len(counts), 1.0 / len(counts))
+    learned = (1.0 - uniform_part) * root / jnp.maximum(jnp.sum(root), 1e-37) + uniform_part * even
+    return jnp.where(jnp.all(counts == losses.shape[-1]), learned, even)
+
+
+def score_norm(schedule: Schedule) -> Timesteps:
+    """p(t) ~ E||grad log q(x_t | x0)||^2 / dim = 1 / sigma_t^2, the score's expected squared norm (Song et al. 2021, eq. 7)."""
+    level = schedule.level(np.arange(_table(schedule)))
+    inverse = 1.0 / np.asarray(level.sigma, np.float64) ** 2
+    probabilities = jnp.asarray(inverse / inverse.sum(), jnp.float32)
+    return _stateless(lambda state, key, index, total: _draw(probabilities, key, index))
+
+
+TIMESTEPS = {
+    "uniform": uniform,
+    "low_discrepancy": low_discrepancy,
+    "second_moment": second_moment,
+    "score_norm": score_norm,
+}

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 from collections.abc import Container, Iterator
-from typing import Protocol
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,33 +23,19 @@ from diffusion_jax.build import build
 from diffusion_jax.config import Config, Model, differences, load
 from diffusion_jax.errors import UserError
 from diffusion_jax.generate import restore_params
+from diffusion_jax.models.unet import UNet
 from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
 from diffusion_jax.training.state import init_state
 from diffusion_jax.types import PyTree
 
 Tensors = dict[str, np.ndarray]
+Architecture = Model | UNet  # either tells the names and the layouts
 
 # Within a block, torch's name of a layer -> ours. The numbers count the layers without parameters, too.
-RES_BLOCK = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "embedding",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "skip",
-}
+RES_BLOCK = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "embedding"}
+RES_BLOCK |= {"out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "skip"}
 ATTENTION = {"norm": "norm", "qkv": "qkv", "proj_out": "out"}
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-
-
-class Architecture(Protocol):
-    """What the names and layouts depend on; a config.Model and a models.unet.UNet both have it."""
-
-    channel_mult: tuple
-    blocks: int
-    heads: int
-    head_channels: int
-    resample_blocks: bool
 
 
 def blocks(model: Architecture, names: Container[str]) -> Iterator[tuple[str, str]]:
@@ -67,11 +53,9 @@ def blocks(model: Architecture, names: Container[str]) -> Iterator[tuple[str, st
         yield f"input_blocks.{n}.0{down}", f"down{i}_resample"
         n += 1
 
-    yield from (
-        ("middle_block.0", "middle_block0"),
-        ("middle_block.1", "middle_attention"),
-        ("middle_block.2", "middle_block1"),
-    )
+    yield "middle_block.0", "middle_block0"
+    yield "middle_block.1", "middle_attention"
+    yield "middle_block.2", "middle_block1"
 
     n = 0
     for i in reversed(levels):
@@ -151,11 +135,11 @@ def from_torch_names(tensors: Tensors, like: PyTree, model: Architecture, new_at
     be those of linear layers, Conv1d or Conv2d. Raises UserError naming tensors that are missing, unexpected or of
     another shape.
     """
-    flat, names = flatten_dict(like), torch_names(like, model)
-    # A broadcast zero has the shape, and no memory.
-    zero = lambda path: np.broadcast_to(np.float32(0), flat[path].shape)
+    names, flat = torch_names(like, model), cast(dict, flatten_dict(like))
+    zero = lambda path: np.broadcast_to(np.float32(0), flat[path].shape)  # the shape, without the memory
     shapes = {name: _to_torch(zero(path), path, model, new_attention_order).shape for name, path in names.items()}
 
+    # Attention by linear layers or Conv2d differs in ones at the end.
     trimmed = lambda shape: shape[:1] + tuple(np.trim_zeros(np.array(shape[1:]) - 1, "b") + 1)
     misshaped = [
         f"{name} {list(tensors[name].shape)} for {list(shape)}"
@@ -231,7 +215,8 @@ def _read_torch(path: pathlib.Path) -> Tensors:
     except ImportError:
         raise UserError(f'{path} needs PyTorch to be read: pip install "diffusion_jax[torch]"') from None
     state = torch.load(path, weights_only=True, map_location="cpu")
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    named = lambda item: isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+    if not isinstance(state, dict) or not all(map(named, state.items())):
         raise UserError(f"{path} holds no plain state dict, {{name: tensor}}")
     return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
 
@@ -306,7 +291,7 @@ def export_weights(
         raise UserError(f"{path} must end in .safetensors")
     if path.exists():
         raise UserError(f"{path} exists; choose another name")
-    params, _ = restore_params(config, build(config), workdir)
+    params, _ = restore_params(config, build(config), workdir, config.sampling.ema)
     partial = path.with_name(path.name + ".partial")
     try:
         safetensors.numpy.save_file(to_torch_names(params, config.model, new_attention_order), partial)
@@ -314,3 +299,12 @@ def export_weights(
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {' '.join(str(error).split())[:160]}") from None
     return path
+
+
+def on_trust(workdir: pathlib.Path) -> str:
+    """What no check of an imported run can tell: a wrong number of heads gives noise, not an error."""
+    config = load(workdir / "config.json")
+    model, diffusion = config.model, config.diffusion
+    heads = f"head_channels={model.head_channels}" if model.head_channels else f"heads={model.heads}"
+    taken = f"{heads}, time_scale={model.time_scale:g}, schedule={diffusion.schedule}, num_steps={diffusion.num_steps}"
+    return f"imported to {workdir}; taken on trust: {taken}, prediction={diffusion.prediction}, shape={config.data.shape}"

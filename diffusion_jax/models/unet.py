@@ -77,6 +77,7 @@ class UNet(nn.Module):
     head_channels: int | None = None  # where given, an attention has (its channels / head_channels) heads
     scale_shift: bool = True
     resample_blocks: bool = False  # residual blocks to halve and double, instead of a strided convolution and a plain one
+    time_scale: float = 1.0  # the network embeds time_scale * t
     dropout: float = 0.0
     num_classes: int | None = None
     dtype: jnp.dtype = jnp.float32
@@ -89,7 +90,7 @@ class UNet(nn.Module):
         if height % 2**halvings or width % 2**halvings:
             raise ValueError(f"images of {height} x {width} cannot be halved {halvings} times, once between two levels")
         dense = lambda name: nn.Dense(4 * self.channels, dtype=self.dtype, name=name)
-        embedding = dense("time2")(nn.silu(dense("time1")(sinusoidal(t, self.channels))))
+        embedding = dense("time2")(nn.silu(dense("time1")(sinusoidal(self.time_scale * t, self.channels))))
         if labels is not None and self.num_classes is not None:
             embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=self.dtype, name="label")(labels)
 

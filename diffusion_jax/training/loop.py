@@ -106,9 +106,10 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     open_workdir(workdir, config)
     checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
     init_key, key = jax.random.split(jax.random.key(config.seed))
-    state = parts.init_state(init_key)
-    if checkpoints.latest() is not None:
-        state, extra = checkpoints.restore(state)
+    if checkpoints.latest() is None:
+        state = parts.init_state(init_key)
+    else:
+        state, extra = checkpoints.restore(jax.eval_shape(parts.init_state, init_key))
         key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32))
         if "data" in extra:  # a run made of imported weights has read none yet
             batches.set_state(extra["data"])

@@ -1,0 +1,176 @@
+"""The command `figures`: the figures of the papers, of a config alone or of a trained run."""
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+
+from diffusion_jax import losses, pictures, samplers, schedules, timesteps
+from diffusion_jax.build import Parts, build, model_variance
+from diffusion_jax.config import Config, differences, load
+from diffusion_jax.data import pipeline, sources
+from diffusion_jax.errors import UserError
+from diffusion_jax.generate import restore_params
+from diffusion_jax.nll import measure
+from diffusion_jax.process import q_sample
+from diffusion_jax.training.checkpoint import write_text
+from diffusion_jax.training.step import make_loss_fn, to_float
+
+
+def _axis(xlabel: str, ylabel: str):
+    figure = matplotlib.figure.Figure(figsize=(5.5, 3.8), layout="constrained")
+    ax = figure.subplots()
+    ax.grid(alpha=0.3)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return figure, ax
+
+
+def beta_ratio(config: Config, folder: pathlib.Path) -> None:
+    """beta-tilde / beta by t for three lengths of the config's schedule (Nichol & Dhariwal 2021, fig. 1)."""
+    figure, ax = _axis("t / T", "posterior variance / beta")
+    for num_steps in (100, 1000, 4000):
+        betas = schedules.BETAS[config.diffusion.schedule](num_steps)
+        ratio = schedules.posterior_tables(betas)["posterior_variance"] / betas
+        ax.semilogx((np.arange(num_steps) + 1) / num_steps, ratio, label=f"{config.diffusion.schedule}, T = {num_steps}")
+    ax.legend()
+    figure.savefig(folder / "beta_ratio.png", dpi=110)
+
+
+def alphas_cumprod(config: Config, folder: pathlib.Path) -> None:
+    """alphas_cumprod by t of every schedule (Nichol & Dhariwal 2021, fig. 5)."""
+    figure, ax = _axis("t / T", "alphas_cumprod")
+    for name, betas in schedules.BETAS.items():
+        ax.plot(np.arange(1000) / 1000, np.cumprod(1 - betas(1000)), label=name)
+    ax.legend()
+    figure.savefig(folder / "alphas_cumprod.png", dpi=110)
+
+
+def forward(config: Config, folder: pathlib.Path) -> None:
+    """An image of the data along the forward process, linear above and cosine below (Nichol & Dhariwal 2021, fig. 3)."""
+    data = config.data
+    source = sources.load(data.source, data.train_split, data.name, data.folder, data.shape, data.num_classes)
+    x0 = jnp.broadcast_to(to_float(jnp.asarray(source[0]["image"])), (12, *data.shape))
+    eps = jax.random.normal(jax.random.key(config.seed), x0.shape)
+    t = np.linspace(0, 999, 12).round().astype(int)
+    rows = [q_sample(x0, eps, make(1000).level(t)) for make in (schedules.linear, schedules.cosine)]
+    interleaved = np.stack([np.asarray(row) for row in rows], axis=1).reshape(24, *data.shape)
+    pictures.save(folder / "forward.png", pictures.enlarge(pictures.tile(pictures.to_uint8(interleaved), 2), 800))
+
+
+def skipping(config: Config, folder: pathlib.Path, parts: Parts, params, source) -> dict:
+    """What the bound loses when the noisiest part of the reverse process is left out (Nichol & Dhariwal 2021, fig. 4).
+
+    A chain that starts at index t from N(0, I) costs KL(q(x_t | x0) || N(0, I)) and the terms below t.
+    """
+    bound = measure(config, parts, params, parts.schedule.level(np.arange(config.diffusion.num_steps)[::-1]), source)
+    level = parts.schedule.level(np.arange(config.diffusion.num_steps))
+    x0 = to_float(jnp.asarray(pipeline.examples(source, range(len(bound["total"])))["image"]))
+    second_moment = float(jnp.mean(x0**2))
+    alpha, sigma = np.asarray(level.alpha, np.float64), np.asarray(level.sigma, np.float64)
+    prior = 0.5 * (alpha**2 * second_moment + sigma**2 - 1 - 2 * np.log(sigma)) / np.log(2)
+    bits = prior + np.cumsum(bound["terms"].mean(axis=0)[::-1])
+    skipped = 1 - (np.arange(len(bits)) + 1) / len(bits)
+    figure, ax = _axis("fraction of the reverse process skipped", "bits/dim")
+    ax.semilogy(skipped, bits)
+    ax.set_title(f"{config.diffusion.schedule}, T = {config.diffusion.num_steps}")
+    figure.savefig(folder / "skipping.png", dpi=110)
+    shown = np.linspace(0, len(bits) - 1, 11).round().astype(int)[::-1]
+    return {"skipped": skipped[shown].tolist(), "bits_per_dim": bits[shown].tolist()}
+
+
+def gradient_noise(config: Config, folder: pathlib.Path, parts: Parts, params, source) -> dict:
+    """The gradient noise scale of L_vlb, L_hybrid and importance-sampled L_vlb (Nichol & Dhariwal 2021, fig. 6).
+
+    tr(covariance of an example's gradient) / |mean gradient|^2 (McCandlish et al. 2018, eq. 2.9), in examples, at the
+    run's parameters.
+    """
+    variance = model_variance(config)
+    vlb = losses.vlb(parts.parameterization, parts.schedule, variance, scaled=True)
+    kinds: dict[str, tuple] = {
+        "L_vlb": (vlb, timesteps.uniform(parts.schedule)),
+        "L_vlb, importance-sampled": (vlb, timesteps.second_moment(parts.schedule)),
+    }
+    if variance == "learned_range":
+        kinds["L_hybrid"] = (losses.hybrid(parts.parameterization, parts.schedule), timesteps.uniform(parts.schedule))
+    scales = {name: noise_scale(config, parts, params, source, *kind) for name, kind in kinds.items()}
+    figure, ax = _axis("gradient noise scale, in examples", "")
+    ax.barh(list(scales), list(scales.values()))
+    ax.set_xscale("log")
+    figure.savefig(folder / "gradient_noise.png", dpi=110)
+    return scales
+
+
+def noise_scale(config: Config, parts: Parts, params, source, loss, distribution, batches: int = 64) -> float:
+    """The noise scale of one loss from `batches` gradients of config.training.batch_size examples each."""
+    loss_fn, size = make_loss_fn(parts.apply_fn, parts.schedule, loss), config.training.batch_size
+    key, rng = jax.random.key(config.seed), np.random.default_rng(config.seed)
+    state = filled(config, params, source, loss_fn, distribution, rng, key)
+
+    @jax.jit
+    def gradient(params, state, key, batch):
+        t, weights = distribution.sample(state, jax.random.fold_in(key, 0), jnp.arange(size), size)
+        keys = samplers.example_keys(jax.random.fold_in(key, 1), jnp.arange(size))
+        mean_loss = lambda params: jnp.mean(weights * loss_fn(params, keys, batch, t))
+        return jax.flatten_util.ravel_pytree(jax.grad(mean_loss)(params))[0]
+
+    total, squares = 0.0, 0.0
+    for i in range(batches):
+        batch = pipeline.examples(source, rng.integers(0, len(source), size))
+        g = np.asarray(gradient(params, state, jax.random.fold_in(key, i), batch), np.float64)
+        total, squares = total + g, squares + np.sum(g**2)
+    mean = total / batches
+    trace = size * (squares - batches * np.sum(mean**2)) / (batches - 1)
+    return float(trace / max(np.sum(mean**2) - trace / size / batches, 1e-30))  # |mean|^2 without its own noise
+
+
+def filled(config: Config, params, source, loss_fn: Callable, distribution, rng, key):
+    """The state of an adaptive distribution of t whose history is full: ten losses at every t."""
+    state = distribution.init()
+    if not jax.tree.leaves(state):
+        return state
+    num_steps, size = config.diffusion.num_steps, config.training.batch_size
+    rounds = state["losses"].shape[1]
+    t = np.tile(np.arange(num_steps), rounds)
+    forward, update = jax.jit(loss_fn), jax.jit(distribution.update)
+    for start in range(0, len(t), size):
+        index = (start + np.arange(size)) % len(t)
+        batch = pipeline.examples(source, rng.integers(0, len(source), size))
+        some_t = jnp.asarray(t[index])
+        state = update(state, some_t, forward(params, samplers.example_keys(key, index), batch, some_t))
+    return state
+
+
+ALONE = {"beta_ratio": beta_ratio, "alphas_cumprod": alphas_cumprod, "forward": forward}
+TRAINED = {"skipping": skipping, "gradient_noise": gradient_noise}
+
+
+def figures(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Writes the figures to workdir/figures: those of a config alone, and with a trained run those of its parameters.
+
+    Returns the folder. The numbers behind the latter lie in figures.json.
+    """
+    if (workdir / "config.json").exists():
+        changed = differences(load(workdir / "config.json"), config)
+        if changed:
+            raise UserError(f"{workdir} holds a run with other settings: {'; '.join(changed)}")
+    folder = workdir / "figures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    parts = build(config)
+    for draw in ALONE.values():
+        draw(config, folder)
+    if (workdir / "checkpoints").is_dir():
+        data = config.data
+        source = sources.load(data.source, config.likelihood.split, data.name, data.folder, data.shape, data.num_classes)
+        params, step = restore_params(config, parts, workdir, config.likelihood.ema)
+        numbers = {name: draw(config, folder, parts, params, source) for name, draw in TRAINED.items()}
+        write_text(folder / "figures.json", json.dumps({"step": step, **numbers}, indent=2) + "\n")
+    return folder

@@ -1,0 +1,93 @@
+"""The command `nll`: the variational bound of a trained run in bits/dim, term by term."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import tqdm
+
+from diffusion_jax import grids, likelihood, plots, samplers
+from diffusion_jax.build import Parts, build, model_variance
+from diffusion_jax.config import Config, differences, load
+from diffusion_jax.data import pipeline, sources
+from diffusion_jax.denoisers import clip_x0, make_denoiser
+from diffusion_jax.errors import UserError
+from diffusion_jax.generate import restore_params
+from diffusion_jax.training.checkpoint import write_text
+from diffusion_jax.training.parallel import map_examples
+from diffusion_jax.training.step import to_float
+from diffusion_jax.types import Level
+
+
+def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Measures the bound over a split and writes workdir/nll/<how>.json, and .png, the terms by t (Nichol & Dhariwal's fig. 2).
+
+    The report has bits_per_dim with its standard error over the examples, prior, the terms by t, the errors of x0 and eps
+    by t, and, for a budget, the chosen steps. A Monte-Carlo estimate has only the first two. Returns the report's path.
+    """
+    changed = differences(load(workdir / "config.json"), config)
+    if changed:
+        raise UserError(f"nll takes only config.likelihood.* settings, not {'; '.join(changed)}")
+    settings, data, parts = config.likelihood, config.data, build(config)
+    grid = grids.respaced(parts.schedule, settings.steps) if settings.steps else grids.uniform(parts.schedule)
+    if settings.budget and (settings.steps or settings.monte_carlo):
+        raise UserError("config.likelihood.budget needs all terms of the whole table: no steps and no monte_carlo")
+    if settings.budget and not 2 <= settings.budget <= config.diffusion.num_steps:
+        raise UserError(f"config.likelihood.budget must lie between 2 and {config.diffusion.num_steps}")
+    source = sources.load(data.source, settings.split, data.name, data.folder, data.shape, data.num_classes)
+    params, step = restore_params(config, parts, workdir, settings.ema)
+    result = measure(config, parts, params, grid, source)
+
+    report = {
+        "bits_per_dim": float(result["total"].mean()),
+        "standard_error": float(result["total"].std(ddof=1) / np.sqrt(len(result["total"]))),
+        "examples": len(result["total"]),
+        "split": settings.split,
+        "step": step,
+        "ema": settings.ema,
+        "seed": settings.seed,
+        "variance": model_variance(config),
+        "chain": settings.steps or str(config.diffusion.num_steps),
+        "monte_carlo": settings.monte_carlo,
+    }
+    kind = f"step{step}-{settings.split}-{report['chain']}" + ("" if settings.ema else "-raw")
+    path = workdir / "nll" / f"{kind}{f'-monte-carlo{settings.monte_carlo}' if settings.monte_carlo else ''}.json"
+    path.parent.mkdir(exist_ok=True)
+    if not settings.monte_carlo:
+        by_t = {name: result[name].mean(axis=0) for name in ("terms", "x0_mse", "eps_mse")}
+        report["prior"] = float(result["prior"].mean())
+        report["t"] = np.asarray(grid.t).tolist()
+        report |= {name: values.tolist() for name, values in by_t.items()}
+        if settings.budget:
+            table = parts.schedule.level(np.arange(config.diffusion.num_steps))
+            steps = likelihood.best_steps(by_t["x0_mse"][::-1], table, settings.budget)
+            report["best_steps"] = ",".join(map(str, steps))
+        plots.bound(path.with_suffix(".png"), np.asarray(grid.t), by_t["terms"], report["bits_per_dim"])
+    write_text(path, json.dumps(report, indent=2) + "\n")
+    return path
+
+
+def measure(config: Config, parts: Parts, params, grid: Level, source) -> dict[str, np.ndarray]:
+    """The fields of `likelihood.Bound` of every example, the examples first; with monte_carlo only `total`."""
+    settings, key = config.likelihood, jax.random.key(config.likelihood.seed)
+    variance = model_variance(config)
+
+    def one_batch(params, index, batch):
+        x0, keys = to_float(batch["image"]), samplers.example_keys(key, index)
+        denoiser = clip_x0(make_denoiser(parts.apply_fn, params, parts.parameterization, batch.get("label")))
+        if settings.monte_carlo:
+            total = likelihood.bound_monte_carlo(denoiser, keys, x0, grid, variance, settings.monte_carlo)
+            return {"total": total}
+        bound = likelihood.bound(denoiser, keys, x0, grid, variance)._asdict()
+        return {name: values.T if values.ndim == 2 else values for name, values in bound.items()}
+
+    mapped, count = map_examples(one_batch), min(settings.examples or len(source), len(source))
+    size, results = min(settings.batch_size, count), []
+    with tqdm.tqdm(total=count, unit="image") as bar:
+        for start in range(0, count, size):
+            index = np.minimum(start + np.arange(size), count - 1)
+            values = mapped(params, index, pipeline.examples(source, index))
+            results.append({name: array[: count - start] for name, array in values.items()})
+            bar.update(len(results[-1]["total"]))
+    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
