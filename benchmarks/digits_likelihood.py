@@ -2,7 +2,7 @@
 
 Command:   python benchmarks/digits_likelihood.py [--workdir runs/likelihood] [--seeds 3] [--steps 500]
 
-Trains the digits with linear and cosine schedules, with L_simple and a fixed variance, L_hybrid and L_vlb with a learned one, and
+Trains the digits with linear and cosine schedules, L_simple with a fixed variance, L_hybrid and L_vlb with a learned one, and
 prints the held-out bits/dim (all terms of T = 200, the 180 test digits, averaged parameters) and, for L_vlb, the gradient noise
 scale with and without importance sampling. Started again, it goes on where it stopped. Writes results.json to the workdir.
 """

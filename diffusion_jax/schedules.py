@@ -95,7 +95,7 @@ def from_betas(betas: Array) -> Schedule:
     alphas_cumprod = np.cumprod(1.0 - betas)
     alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod)
     with np.errstate(divide="ignore"):
-        logsnr = 2.0 * (np.log(alpha) - np.log(sigma))
+        logsnr = np.maximum(2.0 * (np.log(alpha) - np.log(sigma)), -1e4)  # finite where a last beta is 1: it is interpolated
 
     def level(t) -> Level:
         if not isinstance(t, core.Tracer):

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import functools
+import inspect
 import json
 import os
 import pathlib
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import schedules
+from diffusion_jax.predictions import PREDICTIONS
 from diffusion_jax.types import Level, Schedule
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
@@ -35,6 +38,18 @@ def _read(name):
 def reference():
     """The peers' numbers: name of a file in tests/reference -> its contents."""
     return _read
+
+
+@pytest.fixture(scope="session")
+def parameterization_of():
+    """name -> the entry of PREDICTIONS; one that needs a schedule is that of linear(100)."""
+
+    def make(name):
+        factory = PREDICTIONS[name]
+        needs_schedule = "schedule" in inspect.signature(factory).parameters
+        return factory(schedules.linear(100)) if needs_schedule else factory()
+
+    return make
 
 
 @pytest.fixture(scope="session")

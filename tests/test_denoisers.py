@@ -8,7 +8,9 @@ from diffusion_jax.predictions import PREDICTIONS
 from diffusion_jax.types import Level, Prediction
 
 SHAPE = (3, 4, 4, 2)
-LEVEL = Level(np.array([3, 50, 98]), np.array([0.99, 0.8, 0.28]), np.array([0.141, 0.6, 0.96]))
+T = np.array([3, 50, 98])
+ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(1e-3, 0.2, 100))[T]  # of linear(100)
+LEVEL = Level(T, np.sqrt(ALPHAS_CUMPROD), np.sqrt(1 - ALPHAS_CUMPROD))
 COLUMN = (3, 1, 1, 1)
 
 
@@ -23,10 +25,10 @@ def _consistent(prediction, x, level):
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_a_perfect_network_denoises_perfectly(x64, name):
+def test_a_perfect_network_denoises_perfectly(parameterization_of, x64, name):
     x0, eps = np.random.default_rng(1).normal(size=(2, *SHAPE))
     x = LEVEL.alpha.reshape(COLUMN) * x0 + LEVEL.sigma.reshape(COLUMN) * eps
-    parameterization = PREDICTIONS[name]()
+    parameterization = parameterization_of(name)
     network = lambda params, x_in, t_in, cond: parameterization.target(x0, eps, LEVEL)
     prediction = make_denoiser(network, None, parameterization)(x, LEVEL)
     np.testing.assert_allclose(prediction.x0, x0, rtol=1e-9, atol=1e-9)
@@ -35,8 +37,8 @@ def test_a_perfect_network_denoises_perfectly(x64, name):
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_x0_and_eps_agree_with_x_whatever_the_network_says(x64, x, name):
-    prediction = make_denoiser(lambda params, x, t, cond: jnp.sin(5 * x), None, PREDICTIONS[name]())(x, LEVEL)
+def test_x0_and_eps_agree_with_x_whatever_the_network_says(parameterization_of, x64, x, name):
+    prediction = make_denoiser(lambda params, x, t, cond: jnp.sin(5 * x), None, parameterization_of(name))(x, LEVEL)
     _consistent(prediction, x, LEVEL)
 
 

@@ -15,7 +15,9 @@ FLOORS = {
     **dict.fromkeys(("schedules", "process", "predictions", "timesteps", "weightings", "grids"), 1),
     **dict.fromkeys(("losses", "likelihood", "denoisers", "samplers"), 2),
     "": 2,  # the package itself, which gathers the core for notebooks
-    **dict.fromkeys(("config", "build", "generate", "pictures", "plots", "catalog", "command_line", "weights"), 3),
+    **dict.fromkeys(
+        ("config", "build", "generate", "pictures", "plots", "catalog", "command_line", "weights", "nll", "figures"), 3
+    ),
     **dict.fromkeys(("training", "evaluation"), 3),
 }
 # Side floors: what they may import besides themselves, inside the package and outside the standard library.

@@ -112,6 +112,11 @@ def test_uniform_falls_from_end_to_end_of_a_table(count):
     assert np.ptp(np.diff(t)) <= 1
 
 
+def test_uniform_rounds_to_the_nearest_index():
+    # 49, 32.67, 16.33, 0
+    np.testing.assert_array_equal(grids.uniform(schedules.linear(50), 4).t, [49, 33, 16, 0])
+
+
 def test_uniform_in_continuous_time(continuous):
     grid = grids.uniform(continuous, 3)
     np.testing.assert_allclose(grid.t, [0.99, 0.5, 0.01], rtol=1e-6)

@@ -73,6 +73,67 @@ def test_list_names_experiments_registries_and_settings(capsys):
         assert word in text
 
 
+@pytest.fixture(scope="module")
+def improved(tmp_path_factory):
+    """A run with learned variance, the hybrid loss and importance-sampled t."""
+    folder = tmp_path_factory.mktemp("improved") / "run"
+    config = tiny_config(num_steps=4, eval_every=0)
+    config.model.learned_variance = True
+    config.diffusion.prediction, config.diffusion.loss, config.diffusion.timesteps = "eps", "hybrid", "second_moment"
+    loop.train(config, folder)
+    return folder
+
+
+def test_nll_reports_the_bound_term_by_term_with_a_plot_and_the_best_steps(improved, capsys):
+    run("nll", "--workdir", improved, "--config.likelihood.examples=24", "--config.likelihood.budget=5")
+    path = improved / "nll" / "step4-test-20.json"
+    assert capsys.readouterr().out == f"{path}\n"
+    report = json.loads(path.read_text())
+    assert report["examples"] == 24
+    assert report["variance"] == "learned_range"
+    assert len(report["terms"]) == len(report["x0_mse"]) == len(report["eps_mse"]) == 20
+    assert report["bits_per_dim"] == pytest.approx(report["prior"] + sum(report["terms"]), rel=1e-5)
+    assert report["standard_error"] > 0
+    assert pixels(path.with_suffix(".png")).shape[1] > 300
+    steps = [int(t) for t in report["best_steps"].split(",")]
+    assert len(steps) == 5
+    assert (steps[0], steps[-1]) == (0, 19)
+    run("sample", "--workdir", improved, "--config.sampling.grid=indices", f"--config.sampling.steps={report['best_steps']}")
+
+    run("nll", "--workdir", improved, "--config.likelihood.examples=24", "--config.likelihood.monte_carlo=40")
+    estimate = json.loads((improved / "nll" / "step4-test-20-monte-carlo40.json").read_text())
+    error = np.hypot(estimate["standard_error"], report["standard_error"])
+    assert abs(estimate["bits_per_dim"] - report["bits_per_dim"]) < 4 * error
+
+
+def test_figures_of_a_config_alone_and_of_a_run(improved, tmp_path):
+    run("figures", "--workdir", tmp_path / "new", "--config", experiment_file(tmp_path))
+    alone = {path.name for path in (tmp_path / "new" / "figures").iterdir()}
+    assert alone == {"beta_ratio.png", "alphas_cumprod.png", "forward.png"}
+    run("figures", "--workdir", improved)
+    folder = improved / "figures"
+    assert {path.name for path in folder.iterdir()} == alone | {"skipping.png", "gradient_noise.png", "figures.json"}
+    numbers = json.loads((folder / "figures.json").read_text())
+    assert set(numbers["gradient_noise"]) == {"L_vlb", "L_vlb, importance-sampled", "L_hybrid"}
+    assert all(scale > 0 for scale in numbers["gradient_noise"].values())
+    report = json.loads((improved / "nll" / "step4-test-20.json").read_text()) if (improved / "nll").exists() else None
+    if report:  # nothing skipped is the bound itself, but for the examples
+        assert numbers["skipping"]["bits_per_dim"][0] == pytest.approx(report["bits_per_dim"], rel=0.1)
+
+
+def test_weights_go_out_and_come_back_bit_for_bit(improved, tmp_path, capsys):
+    out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
+    run("export-weights", "--workdir", improved, "--weights", out)
+    assert capsys.readouterr().out == f"weights: {out}\n"
+    run("import", "--workdir", tmp_path / "run", "--config", improved / "config.json", "--weights", out)
+    assert "taken on trust: heads=1" in capsys.readouterr().out
+    run("export-weights", "--workdir", tmp_path / "run", "--weights", again)
+    assert again.read_bytes() == out.read_bytes()
+    run("sample", "--workdir", tmp_path / "run", "--config.sampling.num=3")
+    run("train", "--workdir", tmp_path / "run", "--config.training.num_steps=2")
+    assert (tmp_path / "run" / "samples" / "step_0000002.png").exists()
+
+
 TRAIN = ("--workdir", "{new}", "--config", "{experiment}")
 BAD_INPUT = [
     (("trian", *TRAIN), "unknown command 'trian'; did you mean 'train'?"),
@@ -112,6 +173,17 @@ BAD_INPUT = [
     (("sample", "--workdir", "{run}", "--config.sampling.label=10"), "0 to 9"),
     (("sample", "--workdir", "{run}", "--config.sampling.num=0"), "above 0"),
     (("sample", "--workdir", "{run}", "--config.model.channels=32"), "sampling takes only"),
+    (("sample", "--workdir", "{run}", "--config.sampling.variance=learned_range"), "no learned variance"),
+    (("train", *TRAIN, "--config.diffusion.loss=hybrid"), "set model.learned_variance=true"),
+    (("train", *TRAIN, "--config.diffusion.weighting=minsnr"), "did you mean 'min_snr'?"),
+    (("train", *TRAIN, "--config.diffusion.weighting=p2", "--config.diffusion.norm=l1"), "needs the l2 norm"),
+    (("nll", "--workdir", "{run}", "--config.likelihood.budget=30"), "between 2 and 20"),
+    (("nll", "--workdir", "{run}", "--config.likelihood.split=valid"), "splits train and test"),
+    (("import", "--workdir", "{new}", "--weights", "a.pt"), "--config is missing"),
+    (("import", "--workdir", "{new}", "--config", "{experiment}"), "--weights is missing"),
+    (("import", "--workdir", "{new}", "--config", "{experiment}", "--weights", "no.safetensors"), "no file"),
+    (("export-weights", "--workdir", "{run}", "--weights", "a.bin"), "must end in .safetensors"),
+    (("figures", "--workdir", "{run}", "--config.seed=5"), "holds a run with other settings"),
 ]
 
 

@@ -7,6 +7,7 @@ from diffusion_jax.predictions import PREDICTIONS
 from diffusion_jax.schedules import SCHEDULES
 from diffusion_jax.types import Level
 
+ANY_LEVEL = ("eps", "x0", "v", "score")
 SHAPES = [(6, 2), (6, 4, 4, 3), (6, 2, 2, 2, 1)]
 
 
@@ -19,29 +20,36 @@ def _levels(num):
     return Level(t, alpha, sigma)
 
 
-def _case(shape):
+def _table_levels(num):
+    # of linear(100), for those that need a schedule; index 0 among them
+    t = np.append(0, np.random.default_rng(1).integers(1, 100, num - 1))
+    alphas_cumprod = np.cumprod(1 - np.linspace(1e-3, 0.2, 100))[t]
+    return Level(t, np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod))
+
+
+def _case(shape, name=None):
     rng = np.random.default_rng(0)
     x0, eps = rng.normal(size=(2, *shape))
-    level = _levels(shape[0])
+    level = (_levels if name is None or name in ANY_LEVEL else _table_levels)(shape[0])
     column = lambda a: a.reshape(-1, *[1] * (len(shape) - 1))
     return x0, eps, level, column(level.alpha), column(level.sigma)
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_decoding_the_target_gives_x0(x64, name, shape):
-    x0, eps, level, alpha, sigma = _case(shape)
-    parameterization = PREDICTIONS[name]()
+def test_decoding_the_target_gives_x0(parameterization_of, x64, name, shape):
+    x0, eps, level, alpha, sigma = _case(shape, name)
+    parameterization = parameterization_of(name)
     target = parameterization.target(x0, eps, level)
     assert target.shape == x0.shape
     np.testing.assert_allclose(parameterization.x0(target, alpha * x0 + sigma * eps, level), x0, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_one_scalar_level_serves_all_examples(x64, name):
-    x0, eps, levels, _, _ = _case((6, 4, 4, 3))
-    parameterization = PREDICTIONS[name]()
-    level = Level(*(a[0] for a in levels))
+def test_one_scalar_level_serves_all_examples(parameterization_of, x64, name):
+    x0, eps, levels, _, _ = _case((6, 4, 4, 3), name)
+    parameterization = parameterization_of(name)
+    level = Level(*(a[1] for a in levels))
     each = Level(*(np.full(6, a) for a in level))
     target = parameterization.target(x0, eps, level)
     np.testing.assert_allclose(target, parameterization.target(x0, eps, each), rtol=1e-12)
@@ -49,16 +57,16 @@ def test_one_scalar_level_serves_all_examples(x64, name):
 
 
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_jit_is_eager(x64, name):
-    x0, eps, level, _, _ = _case((6, 4, 4, 3))
-    parameterization = PREDICTIONS[name]()
+def test_jit_is_eager(parameterization_of, x64, name):
+    x0, eps, level, _, _ = _case((6, 4, 4, 3), name)
+    parameterization = parameterization_of(name)
     for function in (parameterization.target, parameterization.x0):
         np.testing.assert_allclose(jax.jit(function)(x0, eps, level), function(x0, eps, level), rtol=1e-12, atol=1e-12)
     for jitted, eager in zip(jax.jit(parameterization.inputs)(x0, level), parameterization.inputs(x0, level), strict=True):
         np.testing.assert_allclose(jitted, eager, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["eps", "x0", "v", "score"])
+@pytest.mark.parametrize("name", ANY_LEVEL)
 def test_the_network_is_fed_x_and_t_as_they_are(name):
     x, _, level, _, _ = _case((6, 2))
     x_in, t_in = PREDICTIONS[name]().inputs(x, level)

@@ -338,14 +338,18 @@ def _mean_and_variance(monkeypatch, step):
     return results[0], (results[1] - results[0]) ** 2
 
 
-def test_fixed_large_is_beta_and_fixed_small_beta_tilde(monkeypatch, reference, x64):
-    tables = reference("schedules.npz")
+def test_fixed_large_is_beta_fixed_small_beta_tilde_and_eta_scales_its_root(monkeypatch, reference, x64):
+    tables = {key.removeprefix("cosine_50/"): a for key, a in reference("schedules.npz").items()}
     schedule = schedules.cosine(50)
     levels = schedule.level(np.arange(49)), schedule.level(np.arange(1, 50))
-    for variance, table in (("fixed_large", "betas"), ("fixed_small", "posterior_variance")):
-        one = lambda s, t, v=variance: ancestral(v).step(None, _wavy, jnp.ones((1, 1)), (), t, s)[0]
+    for sampler, expected in (
+        (ancestral("fixed_large"), tables["betas"]),
+        (ancestral("fixed_small"), tables["posterior_variance"]),
+        (ddim(0.5), 0.25 * tables["posterior_variance"]),
+    ):
+        one = lambda s, t, sampler=sampler: sampler.step(None, _wavy, jnp.ones((1, 1)), (), t, s)[0]
         _, found = _mean_and_variance(monkeypatch, lambda one=one: jax.vmap(one)(*levels))
-        np.testing.assert_allclose(found.ravel(), tables[f"cosine_50/{table}"][1:], rtol=1e-9)
+        np.testing.assert_allclose(found.ravel(), expected[1:], rtol=1e-9)
 
 
 @pytest.mark.parametrize("table", ["linear_1000", "cosine_100", "cosine_4000"])

@@ -56,11 +56,12 @@ def test_posterior_between_neighbours_is_the_peers(reference, x64, name):
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_float32_keeps_the_posterior_to_three_digits(reference, name):
+def test_float32_keeps_the_posterior(reference, name):
     kind, num_steps, index, expected = _peer(reference, name)
     for key, value in _posterior_of_neighbours(SCHEDULES[kind](num_steps), index[1:]).items():
         assert value.dtype == jnp.float32
-        np.testing.assert_allclose(value, expected[key][1:], rtol=1e-3, err_msg=key)
+        # the difference of two levels' log-SNRs would lose 2.3e-4 at linear_4000
+        np.testing.assert_allclose(value, expected[key][1:], rtol=2e-4, err_msg=key)
 
 
 @pytest.mark.parametrize("num_steps", [1, 10, 19])
@@ -149,6 +150,13 @@ def test_inverse_falls_between_indices_and_stops_at_the_ends(name):
     logsnr = schedule.level(np.arange(50)).logsnr
     np.testing.assert_allclose(schedule.inverse((logsnr[1:] + logsnr[:-1]) / 2), np.arange(49) + 0.5, atol=1e-3)
     np.testing.assert_allclose(schedule.inverse(jnp.array([100.0, -100.0])), [0, 49])
+
+
+def test_inverse_reaches_a_last_level_of_pure_noise(x64):
+    # beta 1, as in linear(num_steps=20): the log-SNR of the last index is -inf
+    schedule = from_betas([0.1, 0.2, 1.0])
+    np.testing.assert_allclose(schedule.inverse(schedule.level(np.arange(3)).logsnr), [0, 1, 2], atol=1e-9)
+    assert np.all(np.isfinite(schedule.inverse(np.array([-50.0, 0.5]))))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

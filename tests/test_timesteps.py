@@ -11,9 +11,19 @@ BINS = 20
 NUM = 4000
 
 
-@pytest.fixture(scope="module", params=["table", "continuous"])
+@pytest.fixture(params=["table", "continuous"])
 def schedule(request, continuous):
-    return schedules.linear(100) if request.param == "table" else continuous
+    return schedules.linear(40) if request.param == "table" else continuous
+
+
+@pytest.fixture
+def timesteps(name, schedule):
+    try:
+        return TIMESTEPS[name](schedule)
+    except ValueError as error:
+        if schedule.num_steps is None and "needs a table" in str(error):
+            pytest.skip(str(error))
+        raise
 
 
 def _draw(timesteps, seeds=1, num=NUM):
@@ -23,23 +33,45 @@ def _draw(timesteps, seeds=1, num=NUM):
 
 
 @pytest.mark.parametrize("name", TIMESTEPS)
-def test_t_fills_the_schedules_range_evenly_with_weights_of_mean_one(schedule, name):
-    t, weights = _draw(TIMESTEPS[name](schedule))
-    assert t.shape == weights.shape == (1, NUM)
-    np.testing.assert_allclose(weights.mean(), 1.0, rtol=0.05)
+def test_t_keeps_to_the_schedules_range(schedule, timesteps):
+    (t,), (weights,) = _draw(timesteps)
+    assert t.shape == weights.shape == (NUM,)
     assert t.min() >= schedule.t_min
     assert t.max() <= schedule.t_max
-    if schedule.num_steps is not None:
-        assert jnp.issubdtype(t.dtype, jnp.integer)
-        counts = np.bincount(t[0], minlength=schedule.num_steps)
-    else:
-        counts, _ = np.histogram(t, bins=BINS, range=(schedule.t_min, schedule.t_max))
-    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    assert np.issubdtype(t.dtype, np.integer) == (schedule.num_steps is not None)
 
 
 @pytest.mark.parametrize("name", TIMESTEPS)
-def test_example_i_meets_the_same_t_in_any_batch(schedule, name):
-    timesteps = TIMESTEPS[name](schedule)
+def test_t_is_as_frequent_as_its_weight_says(schedule, timesteps):
+    # weight = 1 / (T p): weighted, every distribution is uniform; for uniform t the counts are as many in every bin
+    (t,), (weights,) = _draw(timesteps)
+    num_bins = schedule.num_steps or BINS
+    bins = t if schedule.num_steps else ((t - schedule.t_min) / (schedule.t_max - schedule.t_min) * BINS).astype(int)
+    counts = np.bincount(bins, minlength=num_bins)
+    weight = np.array([weights[bins == i].mean() if counts[i] else np.inf for i in range(num_bins)], float)
+    expected = NUM / num_bins / weight
+    rare = expected < 10  # together they make one bin, for the chi-square law needs some in each
+    if rare.any():
+        counts, expected = np.append(counts[~rare], counts[rare].sum()), expected[~rare]
+        expected = np.append(expected, NUM - expected.sum())
+    np.testing.assert_allclose(expected.sum(), NUM, rtol=1e-5)
+    assert scipy.stats.chisquare(counts, expected * NUM / expected.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", TIMESTEPS)
+def test_weights_average_one(timesteps):
+    _, (weights,) = _draw(timesteps)
+    np.testing.assert_allclose(weights.mean(), 1.0, atol=1e-6 + 4 * weights.std() / np.sqrt(NUM))
+
+
+@pytest.mark.parametrize("name", ["uniform", "low_discrepancy"])
+def test_uniform_weights_are_one(timesteps):
+    _, (weights,) = _draw(timesteps)
+    np.testing.assert_array_equal(weights, np.ones(NUM))
+
+
+@pytest.mark.parametrize("name", TIMESTEPS)
+def test_example_i_meets_the_same_t_in_any_batch(timesteps):
     draw = jax.jit(lambda index: timesteps.sample(timesteps.init(), jax.random.key(0), index, 8))
     whole = draw(np.arange(8))
     for index in (np.array([5]), np.array([6, 1, 3])):
@@ -48,16 +80,15 @@ def test_example_i_meets_the_same_t_in_any_batch(schedule, name):
 
 
 @pytest.mark.parametrize("name", TIMESTEPS)
-def test_examples_and_keys_meet_different_t(schedule, name):
-    (first, second), _ = _draw(TIMESTEPS[name](schedule), seeds=2, num=32)
-    assert len(np.unique(first)) > 16
-    assert np.mean(first == second) < 0.2
+def test_examples_and_keys_meet_different_t(timesteps):
+    (first, second), _ = _draw(timesteps, seeds=2, num=32)
+    assert len(np.unique(first)) > 4
+    assert np.mean(first == second) < 0.6
 
 
 @pytest.mark.parametrize("name", TIMESTEPS)
-def test_the_state_keeps_its_structure(schedule, name):
+def test_the_state_keeps_its_structure(timesteps):
     # it rides in a jitted step's carry
-    timesteps = TIMESTEPS[name](schedule)
     state = timesteps.init()
     t, _ = timesteps.sample(state, jax.random.key(0), jnp.arange(4), 4)
     after = timesteps.update(state, t, jnp.ones(4))
