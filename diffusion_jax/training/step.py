@@ -48,8 +48,9 @@ def make_train_step(
     after the other, with the result of the whole batch. Under pmap, axis_name names the axis and the batch is this
     device's share.
 
-    Example number i of the whole batch draws t, noise and nothing else from fold_in(fold_in(key, state.step), i), on any
-    number of devices and in any number of parts. Metrics are float32 scalars; a quartile that no example fell into is NaN.
+    Example number i of the whole batch meets the same t and the same noise, those of state.step and i, on any number of
+    devices and in any number of parts; dropout alone depends on these. Metrics are float32 scalars; a quartile that no
+    example fell into is NaN.
     """
     devices = lambda: jax.lax.axis_size(axis_name) if axis_name else 1
     mean = lambda tree: jax.lax.pmean(tree, axis_name) if axis_name else tree
@@ -66,24 +67,23 @@ def make_train_step(
         keys = example_keys(jax.random.fold_in(key, 1), index)
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), first)
 
-        def weighted_loss(params, part):
-            part_keys, part_batch, part_t, part_weights, dropout_key = part
-            losses = loss_fn(params, part_keys, part_batch, part_t, dropout_key)
-            return jnp.mean(part_weights * losses), losses
+        def weighted_loss(params, keys, batch, t, weights, dropout_key):
+            losses = loss_fn(params, keys, batch, t, dropout_key)
+            return jnp.mean(weights * losses), losses
 
-        def accumulate(gradients, part):
-            (_, losses), more = jax.value_and_grad(weighted_loss, has_aux=True)(state.params, part)
-            return jax.tree.map(jnp.add, gradients, more), losses
+        def accumulate(total, part):
+            (_, losses), gradients = gradient(state.params, *part)
+            return jax.tree.map(jnp.add, total, gradients), losses
 
-        split = lambda a: a.reshape((accumulation, size // accumulation) + a.shape[1:])
-        parts = (*jax.tree.map(split, (keys, batch, t, weights)), jax.random.split(dropout_key, accumulation))
+        gradient = jax.value_and_grad(weighted_loss, has_aux=True)
         if accumulation == 1:
-            gradients, losses = accumulate(jax.tree.map(jnp.zeros_like, state.params), jax.tree.map(lambda a: a[0], parts))
+            (_, losses), gradients = gradient(state.params, keys, batch, t, weights, dropout_key)
         else:
+            split = lambda a: a.reshape((accumulation, size // accumulation) + a.shape[1:])
+            parts = (*jax.tree.map(split, (keys, batch, t, weights)), jax.random.split(dropout_key, accumulation))
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            gradients, losses = jax.lax.scan(accumulate, zeros, parts, unroll=unroll(accumulation))
-            gradients = jax.tree.map(lambda g: g / accumulation, gradients)
-        losses = losses.reshape(size)
+            total, losses = jax.lax.scan(accumulate, zeros, parts, unroll=unroll(accumulation))
+            gradients, losses = jax.tree.map(lambda g: g / accumulation, total), losses.reshape(size)
 
         gradients = mean(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
