@@ -57,11 +57,14 @@ def clip_x0(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoise
 def classifier_free(conditional: Denoiser, unconditional: Denoiser, w) -> Denoiser:
     """Classifier-free guidance: eps = (1 + w) eps_c - w eps_u (Ho & Salimans 2022, eq. 6); w = 0 is no guidance.
 
-    x0 follows by the same weights, since x = alpha x0 + sigma eps is linear. `aux` is the conditional one's.
+    w: scalar or [B]. x0 follows by the same weights, since x = alpha x0 + sigma eps is linear. `aux` is the conditional
+    one's.
     """
+    w = jnp.asarray(w)
 
     def guided(x, level: Level) -> Prediction:
         c, u = conditional(x, level), unconditional(x, level)
-        return Prediction((1 + w) * c.x0 - w * u.x0, (1 + w) * c.eps - w * u.eps, c.aux)
+        g = w.reshape(w.shape + (1,) * (x.ndim - w.ndim)) if w.ndim else w
+        return Prediction((1 + g) * c.x0 - g * u.x0, (1 + g) * c.eps - g * u.eps, c.aux)
 
     return guided

@@ -32,7 +32,7 @@ def respaced(schedule: Schedule, spacing: str) -> Level:
     """The levels of a respacing string, as Improved DDPM's and ADM's papers write it.
 
     "250": 250 indices evenly spread, ends included (Nichol & Dhariwal 2021, section 4). "10,15,20": the table cut into
-    three equal parts that get 10, 15 and 20. "ddim50": 50 at a whole stride from 0 (Song et al. 2021). Level.t holds the
+    three equal parts that get 10, 15 and 20; a part of one keeps its first index, as "1" keeps 0. "ddim50": 50 at a whole stride from 0 (Song et al. 2021). Level.t holds the
     original indices. Raises ValueError for a count that cannot be had, naming the nearest that can.
     """
     if schedule.num_steps is None:
@@ -74,10 +74,11 @@ def _strided(num_steps: int, count: int) -> list[int]:
     def length(stride):
         return math.ceil(num_steps / stride)
 
-    for stride in range(1, num_steps + 1):
+    strides = range(1, max(2, num_steps))  # a stride of the whole table, "ddim1", is none
+    for stride in strides:
         if length(stride) == count:
             return list(range(0, num_steps, stride))
-    possible = sorted({length(stride) for stride in range(1, num_steps + 1)})
+    possible = sorted({length(stride) for stride in strides})
     below = [n for n in possible if n < count][-1:]
     above = [n for n in possible if n > count][:1]
     near = " and ".join(f"ddim{n}" for n in below + above)
