@@ -32,8 +32,9 @@ def respaced(schedule: Schedule, spacing: str) -> Level:
     """The levels of a respacing string, as Improved DDPM's and ADM's papers write it.
 
     "250": 250 indices evenly spread, ends included (Nichol & Dhariwal 2021, section 4). "10,15,20": the table cut into
-    three equal parts that get 10, 15 and 20; a part of one keeps its first index, as "1" keeps 0. "ddim50": 50 at a whole stride from 0 (Song et al. 2021). Level.t holds the
-    original indices. Raises ValueError for a count that cannot be had, naming the nearest that can.
+    three equal parts that get 10, 15 and 20; a part that gets one keeps its first index, so "1" is index 0. "ddim50": 50
+    at a whole stride from 0 (Song et al. 2021). Level.t holds the original indices. Raises ValueError for a count that
+    cannot be had, naming the nearest that can.
     """
     if schedule.num_steps is None:
         raise ValueError("respacing needs a table schedule; a continuous one takes any grid")
@@ -94,6 +95,19 @@ def indices(schedule: Schedule, chosen: str) -> Level:
     except ValueError:
         raise ValueError(f"indices are whole numbers, as in 0,10,200, not {chosen!r}") from None
     return schedule.level(np.asarray(t))
+
+
+def truncated(grid: Level, start: float = np.inf, stop: float = -np.inf) -> Level:
+    """The levels of a grid with stop <= t <= start.
+
+    From the data noised to its first level, `samplers.sample` starts in mid-chain; its last level is where a chain stops
+    early, with the x0 predicted there. Raises ValueError where no level is left.
+    """
+    t = np.asarray(grid.t)
+    kept = (t <= start) & (t >= stop)
+    if not kept.any():
+        raise ValueError(f"the grid has no level from t = {start} down to {stop}")
+    return Level(*(np.asarray(a)[kept] for a in grid))
 
 
 GRIDS = {"uniform": uniform, "respaced": respaced, "indices": indices}

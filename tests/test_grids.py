@@ -137,3 +137,13 @@ def test_uniform_refuses_counts_it_cannot_have(continuous):
         grids.uniform(schedules.linear(50), 51)
     with pytest.raises(ValueError, match="give num_steps"):
         grids.uniform(continuous)
+
+
+def test_a_truncated_grid_keeps_the_levels_between():
+    grid = grids.respaced(schedules.cosine(100), "10")
+    part = grids.truncated(grid, start=80, stop=20)
+    np.testing.assert_array_equal(part.t, [t for t in np.asarray(grid.t) if 20 <= t <= 80])
+    np.testing.assert_array_equal(part.sigma, np.asarray(grid.sigma)[np.isin(np.asarray(grid.t), part.t)])
+    np.testing.assert_array_equal(grids.truncated(grid).t, grid.t)
+    with pytest.raises(ValueError, match="no level"):
+        grids.truncated(grid, start=10, stop=5)

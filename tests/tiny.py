@@ -20,7 +20,7 @@ def tiny_config(**training) -> Config:
     return Config(
         data=Data(source="digits", shape=(8, 8, 1), num_classes=10, flip=True),
         model=Model(channels=16, channel_mult=(1,), blocks=1, attention_resolutions=(), dropout=0.1),
-        diffusion=Diffusion(schedule="cosine", num_steps=20),
+        diffusion=Diffusion(schedule="cosine", num_steps=20, timesteps="second_moment"),
         training=Training(**(settings | training)),
         sampling=Sampling(steps="5", num=20),
     )
