@@ -3,16 +3,12 @@
 Command:   python main.py --workdir runs/digits_cosine --config experiments/digits_cosine.py
 """
 
-import pathlib
-import runpy
-
 from diffusion_jax.config import Config
-
-DIGITS = runpy.run_path(str(pathlib.Path(__file__).with_name("digits.py")))
+from experiments import digits
 
 
 def get_config() -> Config:
-    config = DIGITS["get_config"]()
+    config = digits.get_config()
     config.model.learned_variance = True
     config.diffusion.prediction = "eps"
     config.diffusion.loss = "hybrid"

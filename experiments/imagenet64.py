@@ -8,16 +8,12 @@ The setting is that of the paper's appendix A and its code: 128 channels, multip
 attention of four heads at 16 x 16 and 8 x 8, scale-shift norm, no dropout, learning rate 1e-4, batch 128, EMA 0.9999.
 """
 
-import pathlib
-import runpy
-
 from diffusion_jax.config import Config, Data
-
-COSINE = runpy.run_path(str(pathlib.Path(__file__).with_name("cosine.py")))
+from experiments import cosine
 
 
 def get_config() -> Config:
-    config = COSINE["get_config"]()
+    config = cosine.get_config()
     config.data = Data(source="tfds", name="imagenet_resized/64x64", shape=(64, 64, 3), num_classes=0, eval_split="validation")
     config.model.channel_mult = (1, 2, 3, 4)
     config.model.dropout = 0.0

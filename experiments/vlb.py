@@ -7,16 +7,12 @@ Paper:     bits/dim 2.94 and FID 11.47 after 500,000 steps (table 2 of the paper
 As cosine.py, with the bound itself as the loss and t drawn by the second moments of the last ten losses (eq. 18).
 """
 
-import pathlib
-import runpy
-
 from diffusion_jax.config import Config
-
-COSINE = runpy.run_path(str(pathlib.Path(__file__).with_name("cosine.py")))
+from experiments import cosine
 
 
 def get_config() -> Config:
-    config = COSINE["get_config"]()
+    config = cosine.get_config()
     config.diffusion.loss = "vlb"
     config.diffusion.timesteps = "second_moment"
     return config

@@ -107,7 +107,7 @@ def test_the_entropy_is_that_of_the_normal_distribution_in_bins():
 def test_with_the_exact_denoiser_the_bound_reaches_the_entropy_at_a_rate_of_one_over_t(variance):
     # closed form, in bits of 6.7195 at T = 25, 100, 400: fixed small 4.596, 0.822, 0.186; fixed large 1.139, 0.291, 0.072
     excess = lambda num_steps: np.sum(_expected_terms(_fine_table(num_steps)[0], variance)) - ENTROPY
-    x0, bits = _data()
+    x0, bits = _data(dim=64)
     measured, errors = [], []
     for num_steps in (25, 100, 400):
         _, schedule = _fine_table(num_steps)
@@ -172,7 +172,7 @@ def test_with_the_exact_variance_too_the_bound_is_the_entropy_at_any_number_of_s
     # neither end of the range is exact
     for end in (0.0, 1.0):
         above = np.asarray(run(x0, np.full_like(fraction, end), "learned_range"), float) - bits
-        assert above.mean() > 0.05 + 4 * _standard_error(above)
+        assert above.mean() > 4 * _standard_error(above)
 
 
 # Its parts
@@ -271,43 +271,38 @@ def test_every_term_of_a_respaced_grid_is_that_of_the_rewritten_betas(monkeypatc
         np.testing.assert_allclose(found.terms[row], bits, rtol=2e-3, atol=1e-4, err_msg=f"t = {t}")
         np.testing.assert_allclose(found.x0_mse[row], np.mean(error**2, axis=(1, 2, 3)), rtol=1e-3)
         of_eps = kept[i] / (1 - kept[i]) * np.mean(error**2, axis=(1, 2, 3))
-        np.testing.assert_allclose(found.eps_mse[row], of_eps, rtol=2e-3)
+        np.testing.assert_allclose(found.eps_mse[row], of_eps, rtol=2e-3, atol=1e-11)
 
 
 def test_an_examples_bound_does_not_depend_on_its_batch():
     x0, _ = _data(4, 12)
     grid = respaced(schedules.linear(50), "5")
-    for function in (
-        lambda keys, x0: bound(_gaussian(), keys, x0, grid, "fixed_small").total,
-        lambda keys, x0: bound_monte_carlo(_gaussian(), keys, x0, grid, "fixed_small", 3),
-    ):
-        whole = jax.jit(function)(_keys(4), x0)
-        np.testing.assert_allclose(jax.jit(function)(_keys(4)[2:3], x0[2:3]), whole[2:3], rtol=1e-5)
+
+    def both(keys, x0):
+        estimate = bound_monte_carlo(_gaussian(), keys, x0, grid, "fixed_small", 3)
+        return bound(_gaussian(), keys, x0, grid, "fixed_small").total, estimate
+
+    for whole, alone in zip(jax.jit(both)(_keys(4), x0), jax.jit(both)(_keys(4)[2:3], x0[2:3]), strict=True):
+        np.testing.assert_allclose(alone, whole[2:3], rtol=1e-5)
         assert len(np.unique(whole)) == 4
 
 
 # Its estimate
 
 
-@pytest.mark.parametrize("samples", [1, 8])
-def test_the_monte_carlo_bound_agrees_with_the_sum_within_its_standard_error(samples):
-    x0, _ = _data(512, 16)
+def test_the_monte_carlo_bound_agrees_with_the_sum_within_its_standard_error():
+    x0, _ = _data(512, 8)
     grid = respaced(schedules.linear(100), "12")
     exact = jax.jit(lambda x0: bound(_gaussian(), _keys(512, 1), x0, grid, "fixed_large").total)(x0)
-    run = jax.jit(lambda x0: bound_monte_carlo(_gaussian(), _keys(512, 2), x0, grid, "fixed_large", samples))
-    difference = np.asarray(run(x0), float) - np.asarray(exact)
-    assert abs(difference.mean()) < 4 * _standard_error(difference)
-    assert _standard_error(difference) < 0.03 * np.mean(exact) * np.sqrt(12 / samples)
-
-
-def test_more_samples_shrink_the_estimates_variance_as_they_should():
-    x0, _ = _data(256, 4)
-    grid = respaced(schedules.linear(100), "12")
-    one, sixteen = (
-        np.var(jax.jit(lambda x0, n=n: bound_monte_carlo(_gaussian(), _keys(256, 2), x0, grid, "fixed_large", n))(x0))
-        for n in (1, 64)
-    )
-    assert 20 < one / sixteen < 80  # data differ, too
+    spread = []
+    for samples in (1, 64):
+        run = lambda x0, n=samples: bound_monte_carlo(_gaussian(), _keys(512, 2), x0, grid, "fixed_large", n)
+        estimate = np.asarray(jax.jit(run)(x0), float)
+        difference = estimate - np.asarray(exact)
+        assert abs(difference.mean()) < 4 * _standard_error(difference)
+        spread.append(estimate.var())
+    assert _standard_error(difference) < 0.02 * np.mean(exact)
+    assert 30 < spread[0] / spread[1] < 70  # draws are independent: 64 of them, but data differ, too
 
 
 # Its minimum
@@ -352,7 +347,7 @@ def test_l_vlb_is_stationary_at_the_exact_variance():
 
     slopes = _slopes(schedules.linear(40), network, variance="learned_range")
     assert abs(slopes.mean()) < 4 * _standard_error(slopes)
-    for wrong in (-0.05, 0.05):
+    for wrong in (-0.2, 0.2):
         slopes = _slopes(schedules.linear(40), network, wrong, variance="learned_range")
         assert np.sign(wrong) * slopes.mean() > 4 * _standard_error(slopes)
 
