@@ -8,11 +8,22 @@
 The functions are grouped by module as the papers group them; the names below are the ones that most notebooks need.
 """
 
-from diffusion_jax import denoisers, grids, losses, predictions, process, samplers, schedules, timesteps
+from diffusion_jax import (
+    denoisers,
+    grids,
+    likelihood,
+    losses,
+    predictions,
+    process,
+    samplers,
+    schedules,
+    timesteps,
+    weightings,
+)
 from diffusion_jax.denoisers import classifier_free, clip_x0, make_denoiser
 from diffusion_jax.grids import respaced
 from diffusion_jax.process import q_posterior, q_sample, q_step
-from diffusion_jax.samplers import ancestral, ddim, example_keys, initial_noise, sample
+from diffusion_jax.samplers import ancestral, ddim, example_keys, initial_noise, invert, sample
 from diffusion_jax.types import (
     CLEAN,
     Denoiser,
@@ -45,6 +56,8 @@ __all__ = [
     "example_keys",
     "grids",
     "initial_noise",
+    "invert",
+    "likelihood",
     "losses",
     "make_denoiser",
     "predictions",
@@ -57,4 +70,5 @@ __all__ = [
     "samplers",
     "schedules",
     "timesteps",
+    "weightings",
 ]

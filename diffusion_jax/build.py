@@ -99,7 +99,6 @@ POSITIVE = (
     "model.time_scale",
 )
 NOT_NEGATIVE = (
-    "seed",
     "data.num_classes",
     "model.head_channels",
     "training.warmup_steps",
@@ -107,13 +106,12 @@ NOT_NEGATIVE = (
     "training.clip_norm",
     "training.eval_every",
     "training.sample_every",
-    "sampling.seed",
-    "likelihood.seed",
     "likelihood.examples",
     "likelihood.monte_carlo",
     "likelihood.budget",
     "diffusion.vlb_coefficient",
 )
+SEEDS = ("seed", "sampling.seed", "likelihood.seed")
 BELOW_ONE = ("training.ema_decay", "training.b1", "training.b2", "model.dropout")
 
 
@@ -125,6 +123,8 @@ def check_ranges(config: Config) -> None:
             raise UserError(f"config.{path} must be above 0, not {value}")
         if path in NOT_NEGATIVE and value < 0:
             raise UserError(f"config.{path} must be at least 0, not {value}")
+        if path in SEEDS and not 0 <= value < 2**32:
+            raise UserError(f"config.{path} must be at least 0 and below 2**32, not {value}")
         if path in BELOW_ONE and not 0.0 <= value < 1.0:
             raise UserError(f"config.{path} must be at least 0 and below 1, not {value}")
     if not 0.0 <= sampling.eta <= 1.0:
@@ -203,6 +203,15 @@ def make_loss(config: Config, parameterization: Parameterization, schedule: Sche
     if not config.model.learned_variance:
         raise UserError("config.diffusion.loss=hybrid trains a learned variance: set model.learned_variance=true")
     return factory(parameterization, schedule, diffusion.vlb_coefficient, norm, weighting)
+
+
+def check_trains(config: Config) -> None:
+    """Raises UserError for settings of the loss that would be left out in silence."""
+    diffusion = config.diffusion
+    if config.model.learned_variance and diffusion.loss == "denoising":
+        raise UserError("config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, not by denoising")
+    if diffusion.loss == "vlb" and (diffusion.weighting, diffusion.norm) != ("none", "l2"):
+        raise UserError("config.diffusion.weighting and norm are of the denoising and hybrid losses, not of vlb")
 
 
 def learning_rate_schedule(config: Config) -> Callable:

@@ -58,4 +58,6 @@ def parse(argv: list[str], stored: bool = True, weights: bool = False) -> Given:
     if rest:
         raise UserError(f"unexpected {rest[0]!r}; settings are written --config.FIELD=VALUE")
     config: Any = value("config")
+    if config.model.attention_resolutions == ("",):  # --config.model.attention_resolutions= takes attention away
+        config.model.attention_resolutions = ()
     return Given(workdir, config, str(value("weights")), bool(value("new_attention_order")))

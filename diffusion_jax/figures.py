@@ -12,13 +12,12 @@ import numpy as np
 
 from diffusion_jax import losses, pictures, samplers, schedules, timesteps
 from diffusion_jax.build import Parts, build, model_variance
-from diffusion_jax.config import Config, differences, load
+from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
-from diffusion_jax.errors import UserError
-from diffusion_jax.generate import restore_params
+from diffusion_jax.generate import make_folder, restore_params
 from diffusion_jax.nll import measure
 from diffusion_jax.process import q_sample
-from diffusion_jax.training.checkpoint import write_text
+from diffusion_jax.training.checkpoint import open_workdir, write_text
 from diffusion_jax.training.step import make_loss_fn, to_float
 
 
@@ -42,7 +41,7 @@ def beta_ratio(config: Config, folder: pathlib.Path) -> None:
     figure.savefig(folder / "beta_ratio.png", dpi=110)
 
 
-def alphas_cumprod(config: Config, folder: pathlib.Path) -> None:
+def alphas_cumprod(folder: pathlib.Path) -> None:
     """alphas_cumprod by t of every schedule (Nichol & Dhariwal 2021, fig. 5)."""
     figure, ax = _axis("t / T", "alphas_cumprod")
     for name, betas in schedules.BETAS.items():
@@ -51,10 +50,9 @@ def alphas_cumprod(config: Config, folder: pathlib.Path) -> None:
     figure.savefig(folder / "alphas_cumprod.png", dpi=110)
 
 
-def forward(config: Config, folder: pathlib.Path) -> None:
+def forward(config: Config, folder: pathlib.Path, source) -> None:
     """An image of the data along the forward process, linear above and cosine below (Nichol & Dhariwal 2021, fig. 3)."""
     data = config.data
-    source = sources.load(data.source, data.train_split, data.name, data.folder, data.shape, data.num_classes)
     x0 = jnp.broadcast_to(to_float(jnp.asarray(source[0]["image"])), (12, *data.shape))
     eps = jax.random.normal(jax.random.key(config.seed), x0.shape)
     t = np.linspace(0, 999, 12).round().astype(int)
@@ -85,19 +83,22 @@ def skipping(config: Config, folder: pathlib.Path, parts: Parts, params, source)
 
 
 def gradient_noise(config: Config, folder: pathlib.Path, parts: Parts, params, source) -> dict:
-    """The gradient noise scale of L_vlb, L_hybrid and importance-sampled L_vlb (Nichol & Dhariwal 2021, fig. 6).
+    """The gradient noise scale of L_vlb, L_hybrid and importance-sampled L_vlb (Nichol & Dhariwal 2021, fig. 7).
 
     tr(covariance of an example's gradient) / |mean gradient|^2 (McCandlish et al. 2018, eq. 2.9), in examples, at the
     run's parameters.
     """
-    variance = model_variance(config)
+    variance, coefficient = model_variance(config), config.diffusion.vlb_coefficient
     vlb = losses.vlb(parts.parameterization, parts.schedule, variance, scaled=True)
     kinds: dict[str, tuple] = {
         "L_vlb": (vlb, timesteps.uniform(parts.schedule)),
         "L_vlb, importance-sampled": (vlb, timesteps.second_moment(parts.schedule)),
     }
     if variance == "learned_range":
-        kinds["L_hybrid"] = (losses.hybrid(parts.parameterization, parts.schedule), timesteps.uniform(parts.schedule))
+        kinds["L_hybrid"] = (
+            losses.hybrid(parts.parameterization, parts.schedule, coefficient),
+            timesteps.uniform(parts.schedule),
+        )
     scales = {name: noise_scale(config, parts, params, source, *kind) for name, kind in kinds.items()}
     figure, ax = _axis("gradient noise scale, in examples", "")
     ax.barh(list(scales), list(scales.values()))
@@ -106,8 +107,11 @@ def gradient_noise(config: Config, folder: pathlib.Path, parts: Parts, params, s
     return scales
 
 
-def noise_scale(config: Config, parts: Parts, params, source, loss, distribution, batches: int = 64) -> float:
-    """The noise scale of one loss from `batches` gradients of config.training.batch_size examples each."""
+def noise_scale(config: Config, parts: Parts, params, source, loss, distribution, batches: int = 128) -> float:
+    """The noise scale of one loss from `batches` gradients of config.training.batch_size examples each.
+
+    At most the number of these examples, which then means "at least": more would be needed to see the mean gradient.
+    """
     loss_fn, size = make_loss_fn(parts.apply_fn, parts.schedule, loss), config.training.batch_size
     key, rng = jax.random.key(config.seed), np.random.default_rng(config.seed)
     state = filled(config, params, source, loss_fn, distribution, rng, key)
@@ -126,7 +130,8 @@ def noise_scale(config: Config, parts: Parts, params, source, loss, distribution
         total, squares = total + g, squares + np.sum(g**2)
     mean = total / batches
     trace = size * (squares - batches * np.sum(mean**2)) / (batches - 1)
-    return float(trace / max(np.sum(mean**2) - trace / size / batches, 1e-30))  # |mean|^2 without its own noise
+    signal = np.sum(mean**2) - trace / (size * batches)  # |mean|^2 without its own noise; below 0 where that hides it
+    return float(trace / max(signal, trace / (size * batches)))
 
 
 def filled(config: Config, params, source, loss_fn: Callable, distribution, rng, key):
@@ -146,31 +151,24 @@ def filled(config: Config, params, source, loss_fn: Callable, distribution, rng,
     return state
 
 
-ALONE = {"beta_ratio": beta_ratio, "alphas_cumprod": alphas_cumprod, "forward": forward}
-TRAINED = {"skipping": skipping, "gradient_noise": gradient_noise}
-
-
 def figures(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     """Writes the figures to workdir/figures: those of a config alone, and with a trained run those of its parameters.
 
     Returns the folder. The numbers behind the latter lie in figures.json.
     """
-    if (workdir / "config.json").exists():
-        changed = differences(load(workdir / "config.json"), config)
-        if changed:
-            raise UserError(f"{workdir} holds a run with other settings: {'; '.join(changed)}")
-    folder = workdir / "figures"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    parts = build(config)
-    for draw in ALONE.values():
-        draw(config, folder)
+    parts, data = build(config), config.data
+    load_split = lambda split: sources.load(data.source, split, data.name, data.folder, data.shape, data.num_classes)
+    train, held_out = load_split(data.train_split), load_split(config.likelihood.split)
+    open_workdir(workdir, config)
+    folder = make_folder(workdir / "figures")
+    beta_ratio(config, folder)
+    alphas_cumprod(folder)
+    forward(config, folder, train)
     if (workdir / "checkpoints").is_dir():
-        data = config.data
-        source = sources.load(data.source, config.likelihood.split, data.name, data.folder, data.shape, data.num_classes)
         params, step = restore_params(config, parts, workdir, config.likelihood.ema)
-        numbers = {name: draw(config, folder, parts, params, source) for name, draw in TRAINED.items()}
+        numbers = {
+            "skipping": skipping(config, folder, parts, params, held_out),
+            "gradient_noise": gradient_noise(config, folder, parts, params, train),
+        }
         write_text(folder / "figures.json", json.dumps({"step": step, **numbers}, indent=2) + "\n")
     return folder

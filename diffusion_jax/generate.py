@@ -54,18 +54,22 @@ def restore_params(config: Config, parts: Parts, workdir: pathlib.Path, ema: boo
     return place(state.ema_params if ema else state.params), int(state.step)
 
 
+def make_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The folder, made where it is not; UserError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+    return folder
+
+
 def new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
     """parent/name, or parent/name-2, -3, ... where it exists: nothing is overwritten."""
-    for number in range(1, 10**6):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror}") from None
-    raise UserError(f"{parent} is full of {name}")
+    number, folder = 1, parent / name
+    while folder.exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return make_folder(folder)
 
 
 def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
@@ -79,6 +83,7 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         raise UserError(f"sampling takes only config.sampling.* settings, not {'; '.join(changed)}")
     sampling, parts = config.sampling, build(config)
     params, step = restore_params(config, parts, workdir, sampling.ema)
+    make_folder(workdir / "samples")
     images = draw(make_generate(config, parts), params, sampling.num, sampling.batch_size, progress=True)
 
     kind = f"{sampling.sampler}-{sampling.steps}" + ("" if sampling.ema else "-raw")

@@ -13,7 +13,7 @@ from diffusion_jax.config import Config, differences, load
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.denoisers import clip_x0, make_denoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.generate import restore_params
+from diffusion_jax.generate import make_folder, restore_params
 from diffusion_jax.training.checkpoint import write_text
 from diffusion_jax.training.parallel import map_examples
 from diffusion_jax.training.step import to_float
@@ -37,11 +37,12 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         raise UserError(f"config.likelihood.budget must lie between 2 and {config.diffusion.num_steps}")
     source = sources.load(data.source, settings.split, data.name, data.folder, data.shape, data.num_classes)
     params, step = restore_params(config, parts, workdir, settings.ema)
+    folder = make_folder(workdir / "nll")
     result = measure(config, parts, params, grid, source)
 
     report = {
         "bits_per_dim": float(result["total"].mean()),
-        "standard_error": float(result["total"].std(ddof=1) / np.sqrt(len(result["total"]))),
+        "standard_error": standard_error(result["total"]),
         "examples": len(result["total"]),
         "split": settings.split,
         "step": step,
@@ -52,8 +53,10 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         "monte_carlo": settings.monte_carlo,
     }
     kind = f"step{step}-{settings.split}-{report['chain']}" + ("" if settings.ema else "-raw")
-    path = workdir / "nll" / f"{kind}{f'-monte-carlo{settings.monte_carlo}' if settings.monte_carlo else ''}.json"
-    path.parent.mkdir(exist_ok=True)
+    kind += f"-seed{settings.seed}" if settings.seed else ""
+    kind += f"-examples{settings.examples}" if settings.examples else ""
+    kind += f"-monte-carlo{settings.monte_carlo}" if settings.monte_carlo else ""
+    path = folder / f"{kind}.json"
     if not settings.monte_carlo:
         by_t = {name: result[name].mean(axis=0) for name in ("terms", "x0_mse", "eps_mse")}
         report["prior"] = float(result["prior"].mean())
@@ -66,6 +69,11 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         plots.bound(path.with_suffix(".png"), np.asarray(grid.t), by_t["terms"], report["bits_per_dim"])
     write_text(path, json.dumps(report, indent=2) + "\n")
     return path
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Of the mean; None, JSON's null, for a single value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def measure(config: Config, parts: Parts, params, grid: Level, source) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Pictures of images: grids, single PNGs, GIFs and strips (Pillow)."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -31,8 +32,10 @@ def enlarge(picture: np.ndarray, least: int = 400) -> np.ndarray:
 
 
 def save(path: pathlib.Path, picture: np.ndarray) -> None:
-    """uint8 [H, W, C] with C of 1 or at least 3, as PNG."""
-    _image(picture).save(path)
+    """uint8 [H, W, C] with C of 1 or at least 3, as PNG, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    _image(picture).save(partial, format="PNG")
+    os.replace(partial, path)
 
 
 def save_gif(path: pathlib.Path, frames: list[np.ndarray], milliseconds: int = 80) -> None:

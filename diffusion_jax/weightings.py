@@ -49,11 +49,8 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Callable:
 def edm(sigma_data: float = 0.5) -> Callable:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2, sigma the noise over the signal (Karras et al. 2022, table 1)."""
 
-    def weight(level: Level):
-        sigma = level.sigma / level.alpha
-        return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-
-    return weight
+    # both sides of the fraction times alpha^2, so that it is finite at alpha = 0
+    return lambda level: (level.sigma**2 + (level.alpha * sigma_data) ** 2) / (level.sigma * sigma_data) ** 2
 
 
 WEIGHTINGS = {

@@ -20,11 +20,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 
 from diffusion_jax.build import build
-from diffusion_jax.config import Config, Model, differences, load
+from diffusion_jax.config import Config, Model, differences, load, to_json
 from diffusion_jax.errors import UserError
-from diffusion_jax.generate import restore_params
+from diffusion_jax.generate import make_folder, restore_params
 from diffusion_jax.models.unet import UNet
-from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
+from diffusion_jax.training.checkpoint import Checkpoints, write_text
 from diffusion_jax.training.state import init_state
 from diffusion_jax.types import PyTree
 
@@ -254,6 +254,8 @@ def import_weights(
     workdir = pathlib.Path(workdir)
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a run already; choose another --workdir")
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty; choose another --workdir")
     if len(config.data.shape) != 3:
         raise UserError(f"config.data.shape must be height, width and channels, not {config.data.shape}")
     tensors = read_checkpoint(path)
@@ -264,12 +266,13 @@ def import_weights(
     like = jax.eval_shape(parts.init_params, jax.random.key(0))
     params = jax.tree.map(jnp.asarray, from_torch_names(tensors, like, model, new_attention_order))
 
-    open_workdir(workdir, config)
+    make_folder(workdir)
     checkpoints = Checkpoints(workdir, config.training.keep_checkpoints)
     _, key = jax.random.split(jax.random.key(config.seed))  # as a new run's, in training/loop.py
     state = init_state(params, parts.optimizer, parts.timesteps.init())
     checkpoints.save(state, {"key": jax.random.key_data(key).tolist()}, wait=True)
     checkpoints.close()
+    write_text(workdir / "config.json", to_json(config))  # last: a folder with a config has its weights
     return config
 
 

@@ -55,16 +55,18 @@ def _algorithm(peer, fraction):
     """Ho et al. 2020's algorithm 2 with Nichol & Dhariwal 2021's eq. 15, in float64, on the rewritten betas."""
     betas, x = peer["betas"], np.float64(peer["x_T"])
     alphas_cumprod = np.cumprod(1 - betas)
-    for i in range(len(betas) - 1, -1, -1):
-        bar, prev = alphas_cumprod[i], alphas_cumprod[i - 1] if i else 1.0
+
+    def clean(x, i):
         eps = 0.3 * x + 0.1 * np.cos(0.01 * peer["timestep_map"][i])
-        x0 = np.clip((x - np.sqrt(1 - bar) * eps) / np.sqrt(bar), -1, 1)
-        if i == 0:
-            return x0
-        mean = (np.sqrt(prev) * betas[i] * x0 + np.sqrt(1 - betas[i]) * (1 - prev) * x) / (1 - bar)
+        return np.clip((x - np.sqrt(1 - alphas_cumprod[i]) * eps) / np.sqrt(alphas_cumprod[i]), -1, 1)
+
+    for i, noise in zip(range(len(betas) - 1, 0, -1), peer["ancestral_noise"], strict=False):
+        bar, prev = alphas_cumprod[i], alphas_cumprod[i - 1]
+        mean = (np.sqrt(prev) * betas[i] * clean(x, i) + np.sqrt(1 - betas[i]) * (1 - prev) * x) / (1 - bar)
         small = betas[i] * (1 - prev) / (1 - bar)
         log_variance = fraction(x) * np.log(betas[i]) + (1 - fraction(x)) * np.log(small)
-        x = mean + np.exp(0.5 * log_variance) * peer["ancestral_noise"][len(betas) - 1 - i]
+        x = mean + np.exp(0.5 * log_variance) * noise
+    return clean(x, 0)  # the last noise is multiplied by 0
 
 
 def test_learned_range_chains_are_the_peers(monkeypatch, chain):

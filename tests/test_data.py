@@ -86,6 +86,14 @@ def test_a_source_that_is_not_what_the_experiment_says_is_refused():
         sources.load("digits", "test", "", "", (8, 8, 1), 3)
 
 
+def test_a_source_without_8_bit_images_is_refused(monkeypatch):
+    for image in (np.zeros((8, 8, 1), np.float32), None):
+        example = {"label": 0} if image is None else {"image": image, "label": 0}
+        monkeypatch.setitem(sources.SOURCES, "odd", lambda *args, example=example: [example])
+        with pytest.raises(UserError, match="odd has no 8-bit images"):
+            sources.load("odd", "train", "", "", (8, 8, 1), 0)
+
+
 def test_a_tfds_set_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="tfds cannot read 'no_such_set'"):
         sources.tfds("train", "no_such_set", str(tmp_path))

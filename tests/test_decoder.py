@@ -126,6 +126,18 @@ def test_the_gradients_are_finite_and_those_of_float64(place):
             assert np.all((np.abs(found - expected) < tolerance)[near]), f"{mean} {np.exp(log_scale)}"
 
 
+def test_a_hopeless_network_has_a_finite_gradient():
+    # its mean may lie anywhere; at t = 0 the gradient is what leads it back
+    value_and_gradient = jax.jit(jax.vmap(jax.value_and_grad(discretized_gaussian_log_prob, 1), (0, None, None)))
+    for mean in (30.0, -1e3, 1e4):
+        for log_scale in np.log(SCALES):
+            log_p, gradient = value_and_gradient(jnp.float32(VALUES), mean, log_scale)
+            assert np.all(np.isfinite(log_p))
+            assert np.all(np.isfinite(gradient))
+            outer = 255 if mean > 0 else 0  # the value that has all of it
+            assert np.all(np.sign(mean) * np.delete(gradient, outer) < 0)
+
+
 def test_images_of_8_bits_find_their_bins():
     # as a pipeline makes them in float32, the mean on the very value and a tiny scale: each has probability 1
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).astype(np.float32) / 127.5 - 1

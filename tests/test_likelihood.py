@@ -110,8 +110,8 @@ def test_with_the_exact_denoiser_the_bound_reaches_the_entropy_at_a_rate_of_one_
     x0, bits = _data(dim=64)
     measured, errors = [], []
     for num_steps in (25, 100, 400):
-        _, schedule = _fine_table(num_steps)
-        total = jax.jit(lambda x0, grid=_backwards(schedule): bound(_exact, _keys(), x0, grid, variance).total)(x0)
+        grid = _backwards(_fine_table(num_steps)[1])
+        total = jax.jit(lambda x0, grid=grid: bound(_exact, _keys(), x0, grid, variance).total)(x0)
         above = np.asarray(total, float) - bits  # the bound's excess over each example's own bits
         measured.append(above.mean())
         errors.append(_standard_error(above))
@@ -152,9 +152,7 @@ def _gaussian(fraction=None):
     return denoiser
 
 
-@pytest.mark.parametrize(
-    "spacing", ["linear 25 25", "linear 100 100", "linear 1000 ddim25", "linear 1000 50", "cosine 1000 5,10,15"]
-)
+@pytest.mark.parametrize("spacing", ["linear 25 25", "linear 100 100", "linear 1000 ddim25", "cosine 1000 5,10,15"])
 def test_with_the_exact_variance_too_the_bound_is_the_entropy_at_any_number_of_steps(spacing):
     # each reverse step is then exactly that of the forward process; bins are narrower than the first index's noise
     kind, num_steps, spacing = spacing.split()
@@ -224,7 +222,7 @@ def _decoder_nats(x, mean, scale):
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
-@pytest.mark.parametrize("spacing", ["7", "ddim10", "2,3,4", "1"])
+@pytest.mark.parametrize("spacing", ["7", "2,3,4", "1"])
 def test_every_term_of_a_respaced_grid_is_that_of_the_rewritten_betas(monkeypatch, variance, spacing):
     # Ho et al. 2020, eqs. 5 to 7 and 13, and Nichol & Dhariwal 2021, eq. 15, in float64
     num_steps = 30

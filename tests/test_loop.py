@@ -63,20 +63,20 @@ def test_a_complete_run_started_again_changes_nothing(undisturbed):
     assert curves(workdir) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first_and_the_run_goes_on(undisturbed, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(("number", "during"), [(signal.SIGTERM, 3), (signal.SIGINT, 4)])  # step 4 is evaluated, too
+def test_a_signal_saves_first_and_the_run_goes_on(undisturbed, tmp_path, monkeypatch, number, during):
     record = loop.record
 
-    def signal_in_step_three(run, step, metrics):
+    def signal_while_it_runs(run, step, metrics):
         record(run, step, metrics)
-        if step == 2:
+        if step == during - 1:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(loop, "record", signal_in_step_three)
+    monkeypatch.setattr(loop, "record", signal_while_it_runs)
     with pytest.raises(Interrupted) as stopped:
         loop.train(tiny_config(), tmp_path / "run")
     assert stopped.value.status == 128 + number
-    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 3
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() == during
     monkeypatch.setattr(loop, "record", record)
     loop.train(tiny_config(), tmp_path / "run")
     assert_same_run(undisturbed, tmp_path / "run")
@@ -120,3 +120,12 @@ def test_several_steps_a_call_give_the_same_curve(undisturbed, tmp_path):
     assert same.keys() == reference.keys()
     for name, value in reference.items():
         assert same[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_steps_per_call_must_divide_the_step_that_a_run_goes_on_from(tmp_path):
+    loop.train(tiny_config(num_steps=3, eval_every=0), tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_text()
+    config = tiny_config(num_steps=8, eval_every=0, steps_per_call=2, log_every=2)
+    with pytest.raises(UserError, match="goes on at step 3, which is no multiple of training.steps_per_call=2"):
+        loop.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == before

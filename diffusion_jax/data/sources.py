@@ -53,6 +53,8 @@ class Tfds:
 
     def __getitem__(self, i):
         example = self.examples[int(i)]
+        if "image" not in example:
+            return example
         return {"image": example["image"], "label": np.int32(example["label"] if self.num_classes else 0)}
 
 
@@ -68,13 +70,27 @@ def tfds(split: str, name: str, folder: str = "") -> Tfds:
     try:
         builder: Any = tensorflow_datasets.builder(name, data_dir=folder or None, file_format="array_record")
         if not builder.data_path.exists():
-            builder.download_and_prepare()
+            prepare(builder, folder)
         features = builder.info.features
         num_classes = features["label"].num_classes if "label" in features else 0
         return Tfds(builder.as_data_source(split=split), num_classes)
+    except UserError:
+        raise
     except Exception as error:  # tfds raises a different class for each of a hundred causes
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"tfds cannot read {name!r} ({split}) from {folder or 'its default folder'}: {first}") from error
+
+
+def prepare(builder, folder: str) -> None:
+    """Downloads and prepares a data set of tfds, which needs a network, TensorFlow and importlib_resources."""
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{builder.info.full_name} is not prepared as ArrayRecord in {folder or 'the default folder of tfds'}, and tfds "
+            f"could not prepare it ({cause}); it needs a network and: pip install tensorflow importlib_resources"
+        ) from error
 
 
 SOURCES = {"digits": digits, "tfds": tfds}
@@ -88,6 +104,8 @@ def load(source: str, split: str, name: str, folder: str, shape: tuple[int, ...]
     if len(loaded) == 0:
         raise UserError(f"the split {split!r} of {name or source} is empty")
     example = loaded[0]
+    if "image" not in example or example["image"].dtype != np.uint8:
+        raise UserError(f"{name or source} has no 8-bit images, which training takes")
     if example["image"].shape != tuple(shape):
         raise UserError(f"{name or source} has images of shape {example['image'].shape}, but data.shape is {tuple(shape)}")
     if num_classes and loaded.num_classes != num_classes:  # a label out of range would be clamped in silence

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def group_norm(channels: int, name: str) -> nn.GroupNorm:
-    """GroupNorm in float32, of 32 groups or the most below it that divide the channels."""
+    """GroupNorm in float32, of 32 groups, or of the largest power of two below that divides the channels."""
     return nn.GroupNorm(num_groups=math.gcd(32, channels), epsilon=1e-5, dtype=jnp.float32, name=name)
 
 

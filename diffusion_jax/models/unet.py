@@ -136,7 +136,7 @@ class UNet(nn.Module):
                     h = conv(h.shape[-1], 3, self.dtype, f"up{i}_resample")(upsample(h))
 
         h = nn.silu(group_norm(self.channels * self.channel_mult[0], "norm_out")(h))
-        out = conv(self.out_channels, 3, self.dtype, "conv_out", kernel_init=nn.initializers.zeros)
+        out = conv(self.out_channels, 3, jnp.float32, "conv_out", kernel_init=nn.initializers.zeros)
         return out(h).astype(jnp.float32)
 
 

@@ -26,6 +26,12 @@ def open_workdir(workdir: pathlib.Path, config: Config) -> None:
         changed = differences(load(stored), config)
         if changed:
             raise UserError(f"{workdir} holds a run with other settings ({'; '.join(changed)}); choose another --workdir")
+        saved = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+        if saved and max(saved) % config.training.steps_per_call:
+            raise UserError(
+                f"{workdir} goes on at step {max(saved)}, which is no multiple of "
+                f"training.steps_per_call={config.training.steps_per_call}; use a divisor of it"
+            )
     elif workdir.is_dir() and any(workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run of this program; choose another --workdir")
     try:

@@ -9,6 +9,8 @@ import time
 import tensorboardX
 import tqdm
 
+from diffusion_jax.training.checkpoint import write_text
+
 
 class RunLog:
     """The records of a workdir. On resumption, whatever lies beyond the restored step is taken back."""
@@ -16,7 +18,7 @@ class RunLog:
     def __init__(self, workdir: pathlib.Path, step: int, num_steps: int, batch_size: int):
         self.path, self.batch_size = workdir / "metrics.jsonl", batch_size
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.metrics = self.path.open("a", buffering=1)
         self.text = (workdir / "log.txt").open("a", buffering=1)
         self.events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import generate, pictures, plots
-from diffusion_jax.build import Parts, build, make_generate
+from diffusion_jax.build import Parts, build, check_trains, make_generate
 from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
@@ -53,7 +53,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
                 state, metrics = run.take_steps(state, run.key, jax.tree.map(lambda *a: np.stack(a), *batches))
                 step += settings.steps_per_call
                 if pending is None:
-                    run.log.restart_clock(step)  # leaves compilation and pauses out of images/s
+                    run.log.restart_clock(step - settings.steps_per_call)  # leaves compilation and pauses out of images/s
                 else:
                     record(run, *pending)  # the step before, while the device is busy with this one
                 pending = step, metrics
@@ -65,15 +65,15 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
                 if evaluates or draws or saves or last or signals.number:
                     record(run, *pending)  # before saving: no checkpoint holds what is not finite
                     pending = None
-                    if saves or signals.number:
+                    if evaluates:
+                        evaluate(run, state)
+                    if draws or last:
+                        draw_picture(run, state)
+                    if saves or signals.number:  # last, so that a run resumed from here lacks nothing of this step
                         save(run, state, wait=last or bool(signals.number))
                     if signals.number:
                         run.log.say(f"stopped and saved at step {step}; the same command goes on from here")
                         raise Interrupted(signals.number)
-                    if evaluates:
-                        run.log.write(step, {"eval_loss": run.evaluate(state.ema_params)})
-                    if draws or last:
-                        draw_picture(run, state)
             return finish(run, state)
         finally:
             run.checkpoints.close()
@@ -83,6 +83,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad input leaves no trace."""
     settings, parts = config.training, build(config)
+    check_trains(config)
     check_batch(settings.batch_size, settings.accumulation_steps)
     data = config.data
     load = lambda split: sources.load(data.source, split, data.name, data.folder, data.shape, data.num_classes)
@@ -144,6 +145,14 @@ def record(run: Run, step: int, metrics) -> None:
     if step % run.config.training.log_every == 0:
         rate = float(run.parts.learning_rate(step - 1))
         run.log.write_training(step, {name: float(values[-1]) for name, values in metrics.items()}, rate)
+
+
+def evaluate(run: Run, state: TrainState) -> None:
+    """Logs the held-out loss of the averaged parameters; UserError where it is not finite."""
+    loss = run.evaluate(state.ema_params)
+    if not np.isfinite(loss):
+        raise UserError(f"step {int(state.step)}: the held-out loss of the averaged parameters is {loss}")
+    run.log.write(int(state.step), {"eval_loss": loss})
 
 
 def save(run: Run, state: TrainState, wait: bool) -> None:

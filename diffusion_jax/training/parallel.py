@@ -13,6 +13,8 @@ AXIS = "batch"
 
 def check_batch(batch_size: int, parts: int = 1) -> None:
     """Raises UserError where a batch cannot be shared out evenly among the devices, and each share cut into `parts`."""
+    if jax.process_count() > 1:
+        raise UserError("training on several processes is not supported yet; start one process for all local devices")
     share = jax.device_count() * parts
     if batch_size < 1 or batch_size % share:
         whose = f"{jax.device_count()} device(s)" + (f" times training.accumulation_steps={parts}" if parts > 1 else "")
