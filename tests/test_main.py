@@ -11,6 +11,7 @@ from tiny import ROOT, experiment_file, pixels, run_command, tiny_config
 import main
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import loop
+from diffusion_jax.training.checkpoint import open_workdir
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_attention_can_be_taken_away(tmp_path):
 def test_figures_of_a_config_alone_and_of_a_run(improved, tmp_path):
     run("figures", "--workdir", tmp_path / "new", "--config", experiment_file(tmp_path))
     alone = {path.name for path in (tmp_path / "new" / "figures").iterdir()}
-    loop.begin(tiny_config(), tmp_path / "new")  # training enters the folder that the figures made
+    open_workdir(tmp_path / "new", tiny_config())  # training enters the folder that the figures made
     assert alone == {"beta_ratio.png", "alphas_cumprod.png", "forward.png"}
     run("figures", "--workdir", improved)
     folder = improved / "figures"
@@ -221,7 +222,7 @@ def test_bad_input_is_named_in_a_line_and_leaves_no_trace(workdir, tmp_path, arg
 def test_the_program_says_it_in_one_line_and_exits_with_2(tmp_path):
     done = run_command("--workdir", tmp_path / "new", "--config", experiment_file(tmp_path), "--config.seed=-1")
     assert done.returncode == 2
-    assert done.stderr == "error: config.seed must be at least 0, not -1\n"
+    assert done.stderr == "error: config.seed must be at least 0 and below 2**32, not -1\n"
     assert done.stdout == ""
 
 
