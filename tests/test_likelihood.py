@@ -24,7 +24,7 @@ BIN = 2 / 255
 VALUES = BIN * (np.arange(256) - 127.5)
 PROBABILITIES = np.exp(-(VALUES**2) / (2 * STD**2)) / np.exp(-(VALUES**2) / (2 * STD**2)).sum()
 ENTROPY = -np.sum(PROBABILITIES * np.log2(PROBABILITIES))  # bits/dim
-BATCH, DIM = 64, 256
+BATCH, DIM = 64, 128
 
 
 def _data(batch=BATCH, dim=DIM, seed=0):
@@ -166,7 +166,7 @@ def test_with_the_exact_variance_too_the_bound_is_the_entropy_at_any_number_of_s
     )
     above = np.asarray(run(x0, fraction, "learned_range"), float) - bits
     assert abs(above.mean()) < 4 * _standard_error(above) + 0.002
-    assert _standard_error(above) < 0.015
+    assert _standard_error(above) < 0.02
     # neither end of the range is exact
     for end in (0.0, 1.0):
         above = np.asarray(run(x0, np.full_like(fraction, end), "learned_range"), float) - bits
@@ -276,12 +276,14 @@ def test_an_examples_bound_does_not_depend_on_its_batch():
     x0, _ = _data(4, 12)
     grid = respaced(schedules.linear(50), "5")
 
+    @jax.jit
     def both(keys, x0):
         estimate = bound_monte_carlo(_gaussian(), keys, x0, grid, "fixed_small", 3)
         return bound(_gaussian(), keys, x0, grid, "fixed_small").total, estimate
 
-    for whole, alone in zip(jax.jit(both)(_keys(4), x0), jax.jit(both)(_keys(4)[2:3], x0[2:3]), strict=True):
-        np.testing.assert_allclose(alone, whole[2:3], rtol=1e-5)
+    order = np.array([2, 3, 3, 3])
+    for whole, other in zip(both(_keys(4), x0), both(_keys(4)[order], x0[order]), strict=True):
+        np.testing.assert_allclose(other, whole[order], rtol=1e-5)
         assert len(np.unique(whole)) == 4
 
 
