@@ -211,7 +211,7 @@ def infer_model(tensors: Tensors, height: int, base: Model | None = None) -> tup
 
 def _read_torch(path: pathlib.Path) -> Tensors:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(f'{path} needs PyTorch to be read: pip install "diffusion_jax[torch]"') from None
     state = torch.load(path, weights_only=True, map_location="cpu")

@@ -80,6 +80,22 @@ def test_the_log_probabilities_are_those_of_float64(place):
     assert compared > 1000
 
 
+def test_every_edge_belongs_to_both_its_bins():
+    # half of a narrow density on either side: neighbours have to agree on where their edge is, to the last bit
+    edges = np.float32(np.arange(-254, 256, 2) / 255.0)
+    for scale in (1e-6, 1e-5):
+        log_p = np.asarray(jax.vmap(_decoder, (0, None))(edges, np.float32(np.log(scale))), float)
+        np.testing.assert_allclose(np.exp(log_p).sum(axis=1), 1.0, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [300.0, 1e3, 1e4])
+def test_a_density_far_wider_than_the_values_keeps_its_digits(scale):
+    # where the two log-CDFs of a bin agree in all digits but the last
+    log_scale = np.float32(np.log(scale))
+    found, expected = np.asarray(_decoder(0.3, log_scale), float), _expected(np.float32(0.3), log_scale)
+    np.testing.assert_allclose(found, expected, atol=3e-4)
+
+
 def test_far_tails_keep_their_digits():
     # a bin at 20 to 400 deviations, where a probability in float32 has long been 0
     for mean, log_scale in ((0.0, np.log(0.0025)), (0.5, np.log(0.01)), (-1.0, np.log(0.05)), (3.0, np.log(0.1))):

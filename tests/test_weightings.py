@@ -164,6 +164,19 @@ def test_hybrid_weighs_l_simple_and_not_the_bound(kind):
     np.testing.assert_allclose(found[:-1], expected[:-1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", predictions.PREDICTIONS)
+def test_the_bound_too_is_one_number_whatever_the_network_predicts(name):
+    # with the fixed-small variance (snr_s - snr_t) / 2 times the error of x0, in nats (Kingma et al. 2021, eq. 13)
+    case = Case("linear")
+    loss = vlb(case.parameterization(name), case.schedule, "fixed_small")
+    output, x0, eps = (np.float32(a) for a in (case.outputs[name], case.x0, case.eps))
+    found = jax.jit(lambda: loss(lambda x, t, cond: output, x0, eps, case.level))()
+    bar = np.cumprod(1 - schedules.linear_betas(NUM_STEPS))
+    drop = -np.diff(bar / (1 - bar))[T[1:] - 1]
+    # float32, and alpha = 0.007 at the last index
+    np.testing.assert_allclose(found[1:], 0.5 * drop * case.error[1:] / np.log(2), rtol=1e-3)
+
+
 def test_a_weighting_of_absolute_errors_is_a_clear_error():
     with pytest.raises(ValueError, match="l2"):
         denoising(predictions.eps(), "l1", min_snr())
