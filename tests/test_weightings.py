@@ -174,7 +174,7 @@ def test_the_bound_too_is_one_number_whatever_the_network_predicts(name):
     bar = np.cumprod(1 - schedules.linear_betas(NUM_STEPS))
     drop = -np.diff(bar / (1 - bar))[T[1:] - 1]
     # float32, and alpha = 0.007 at the last index
-    np.testing.assert_allclose(found[1:], 0.5 * drop * case.error[1:] / np.log(2), rtol=1e-3)
+    np.testing.assert_allclose(found[1:], 0.5 * drop * case.error[1:] / np.log(2), rtol=5e-3)
 
 
 def test_a_weighting_of_absolute_errors_is_a_clear_error():
