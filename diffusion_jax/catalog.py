@@ -34,7 +34,7 @@ CHOICES = {
 def summary(docstring: str | None) -> str:
     """The first sentence of a docstring."""
     paragraph = " ".join((docstring or "").split("\n\n")[0].split())
-    return re.split(r"(?<! al)(?<! eq)(?<! eqs)\. |: ", paragraph)[0].rstrip(".")
+    return re.split(r"(?<! al)(?<! eq)(?<! eqs)\. ", paragraph)[0].rstrip(".")
 
 
 def catalog(folder: pathlib.Path) -> str:
