@@ -196,14 +196,17 @@ def test_every_term_has_its_closed_form_as_expectation(variance):
 
 
 def test_the_total_is_the_sum_of_the_prior_and_the_terms():
+    # of a chain that stops early, where much of the data is left at its noisiest level
     x0, _ = _data(5, 12)
-    grid = respaced(schedules.linear(50), "6")
+    schedule = schedules.linear(50)
+    grid = schedule.level(np.array([20, 13, 6, 1, 0]))
     found = jax.jit(lambda x0: bound(_gaussian(), _keys(5), x0, grid, "fixed_large"))(x0)
-    assert [np.shape(a) for a in found] == [(5,), (5,), (6, 5), (6, 5), (6, 5)]
+    assert [np.shape(a) for a in found] == [(5,), (5,), (5, 5), (5, 5), (5, 5)]
     np.testing.assert_allclose(found.total, np.float64(found.prior) + np.sum(found.terms, axis=0, dtype=float), rtol=1e-5)
-    bar = np.cumprod(1 - schedules.linear_betas(50))[-1]
+    bar = np.cumprod(1 - schedules.linear_betas(50))[20]
     prior = 0.5 * (bar * np.float64(x0) ** 2 + (1 - bar) - 1 - np.log(1 - bar)) / np.log(2)
-    np.testing.assert_allclose(found.prior, prior.mean(axis=1), rtol=1e-3, atol=1e-9)
+    assert prior.mean() > 0.01
+    np.testing.assert_allclose(found.prior, prior.mean(axis=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.9, 0.3, 0.01, 1e-4, 0.0])

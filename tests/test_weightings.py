@@ -93,6 +93,13 @@ def test_the_law_holds_for_schedules_that_do_not_preserve_variance(x64, weightin
         np.testing.assert_allclose(loss(lambda x, t, cond, out=output: out, x0, eps, level), expected, rtol=1e-9)
 
 
+def test_the_weights_of_pure_noise_are_finite():
+    # alpha = 0, the end of rectified flow and of a table whose last beta is 1
+    limits = {"simple": 0, "x0": 1, "v": 1, "truncated_snr": 1, "min_snr": 0, "p2": 0, "edm": 1 / 0.5**2}
+    for name, factory in WEIGHTINGS.items():
+        np.testing.assert_allclose(factory()(Level(np.ones(1), np.zeros(1), np.ones(1))), limits[name], err_msg=name)
+
+
 # What the papers write, as the weight of the error of the network's own target.
 _min = np.minimum
 CLOSED = {
