@@ -84,7 +84,8 @@ def test_the_record_is_the_papers_algorithm(chain):
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_fixed_variances_are_the_papers_algorithm_on_every_chain(monkeypatch, chain, variance):
+def test_fixed_variances_are_the_papers_algorithm(monkeypatch, reference, variance):
+    chain = Chain(reference("chains.npz"), "cosine_4000_10,20,30")
     expected = _algorithm(chain.peer, lambda x: float(variance == "fixed_large"))
     found = chain.run(_with_noise(monkeypatch, samplers.ancestral(variance), chain.peer["ancestral_noise"]))
     np.testing.assert_allclose(found, expected, atol=1e-3)
