@@ -17,10 +17,11 @@ from sklearn.svm import SVC
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from diffusion_jax import config as configs  # noqa: E402
-from diffusion_jax.build import build, make_generate  # noqa: E402
+from diffusion_jax.build import build  # noqa: E402
 from diffusion_jax.data.sources import digits  # noqa: E402
 from diffusion_jax.generate import draw, restore_params  # noqa: E402
 from diffusion_jax.pictures import to_uint8  # noqa: E402
+from diffusion_jax.sampling import make_generate  # noqa: E402
 
 
 def flat(images: np.ndarray) -> np.ndarray:

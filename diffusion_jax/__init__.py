@@ -22,8 +22,9 @@ from diffusion_jax import (
 )
 from diffusion_jax.denoisers import classifier_free, clip_x0, make_denoiser
 from diffusion_jax.grids import respaced
+from diffusion_jax.noise import example_keys, initial_noise
 from diffusion_jax.process import q_posterior, q_sample, q_step
-from diffusion_jax.samplers import ancestral, ddim, example_keys, initial_noise, invert, sample
+from diffusion_jax.samplers import ancestral, ddim, invert, sample
 from diffusion_jax.types import (
     CLEAN,
     Denoiser,

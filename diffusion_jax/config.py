@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,6 +171,13 @@ KINDS = {
     str: "a word",
     tuple: "whole numbers such as 1,2,2",
 }
+
+
+def choose(registry: Mapping[str, Any] | tuple, name: str, field: str) -> Any:
+    """The entry of a registry, or UserError with the nearest name."""
+    if name not in registry:
+        raise UserError(f"config.{field} has no {name!r}; {nearest(name, registry)}")
+    return registry[name] if isinstance(registry, Mapping) else name
 
 
 def kinds() -> dict[str, type]:

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from diffusion_jax import losses, pictures, samplers, schedules, timesteps
-from diffusion_jax.build import Parts, build, model_variance
+from diffusion_jax import losses, pictures, schedules, timesteps
+from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.generate import make_folder, restore_params
 from diffusion_jax.nll import measure
+from diffusion_jax.noise import example_keys
 from diffusion_jax.process import q_sample
+from diffusion_jax.sampling import model_variance
 from diffusion_jax.training.checkpoint import open_workdir, write_text
 from diffusion_jax.training.step import make_loss_fn, to_float
 
@@ -119,7 +121,7 @@ def noise_scale(config: Config, parts: Parts, params, source, loss, distribution
     @jax.jit
     def gradient(params, state, key, batch):
         t, weights = distribution.sample(state, jax.random.fold_in(key, 0), jnp.arange(size), size)
-        keys = samplers.example_keys(jax.random.fold_in(key, 1), jnp.arange(size))
+        keys = example_keys(jax.random.fold_in(key, 1), jnp.arange(size))
         mean_loss = lambda params: jnp.mean(weights * loss_fn(params, keys, batch, t))
         return jax.flatten_util.ravel_pytree(jax.grad(mean_loss)(params))[0]
 
@@ -147,7 +149,7 @@ def filled(config: Config, params, source, loss_fn: Callable, distribution, rng,
         index = (start + np.arange(size)) % len(t)
         batch = pipeline.examples(source, rng.integers(0, len(source), size))
         some_t = jnp.asarray(t[index])
-        state = update(state, some_t, forward(params, samplers.example_keys(key, index), batch, some_t))
+        state = update(state, some_t, forward(params, example_keys(key, index), batch, some_t))
     return state
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import tqdm
 
 from diffusion_jax import pictures
-from diffusion_jax.build import Parts, build, labels, make_generate
+from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config, differences, load
 from diffusion_jax.errors import UserError
+from diffusion_jax.sampling import labels, make_generate
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.parallel import place
 

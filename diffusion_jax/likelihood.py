@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.losses import bound_term, mean_flat
+from diffusion_jax.noise import normal
 from diffusion_jax.process import first_log_variance, normal_kl, q_sample
-from diffusion_jax.samplers import normal
 from diffusion_jax.types import CLEAN, Array, Denoiser, Level
 
 

@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import tqdm
 
-from diffusion_jax import grids, likelihood, plots, samplers
-from diffusion_jax.build import Parts, build, model_variance
+from diffusion_jax import grids, likelihood, plots
+from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config, differences, load
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.denoisers import clip_x0, make_denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.generate import make_folder, restore_params
+from diffusion_jax.noise import example_keys
+from diffusion_jax.sampling import model_variance
 from diffusion_jax.training.checkpoint import write_text
 from diffusion_jax.training.parallel import map_examples
 from diffusion_jax.training.step import to_float
@@ -82,7 +84,7 @@ def measure(config: Config, parts: Parts, params, grid: Level, source) -> dict[s
     variance = model_variance(config)
 
     def one_batch(params, index, batch):
-        x0, keys = to_float(batch["image"]), samplers.example_keys(key, index)
+        x0, keys = to_float(batch["image"]), example_keys(key, index)
         denoiser = clip_x0(make_denoiser(parts.apply_fn, params, parts.parameterization, batch.get("label")))
         if settings.monte_carlo:
             total = likelihood.bound_monte_carlo(denoiser, keys, x0, grid, variance, settings.monte_carlo)

@@ -44,7 +44,7 @@ def _with_noise(monkeypatch, sampler, noise):
 
     def step(keys, denoiser, x, state, t, s):
         i, state = state
-        monkeypatch.setattr(samplers, "normal", lambda keys, shape: jnp.asarray(noise)[i])
+        monkeypatch.setattr("diffusion_jax.noise.normal", lambda keys, shape: jnp.asarray(noise)[i])
         x, state = sampler.step(keys, denoiser, x, state, t, s)
         return x, (i + 1, state)
 

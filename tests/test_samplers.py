@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import samplers, schedules
+from diffusion_jax import schedules
 from diffusion_jax.denoisers import clip_x0, make_denoiser
 from diffusion_jax.grids import respaced, uniform
+from diffusion_jax.noise import normal
 from diffusion_jax.predictions import PREDICTIONS
 from diffusion_jax.samplers import SAMPLERS, ancestral, ddim, example_keys, initial_noise, sample
 from diffusion_jax.types import Level, Prediction, Sampler
@@ -57,7 +58,7 @@ def injected(monkeypatch):
         def step(keys, denoiser, x, state, t, s):
             i, state = state
             draws = [jnp.asarray(noise)[i]]
-            monkeypatch.setattr(samplers, "normal", lambda keys, shape: draws.pop())
+            monkeypatch.setattr("diffusion_jax.noise.normal", lambda keys, shape: draws.pop())
             x, state = sampler.step(keys, denoiser, x, state, t, s)
             return x, (i + 1, state)
 
@@ -70,7 +71,7 @@ def injected(monkeypatch):
 def noise_by_index(monkeypatch):
     """A step's keys are indices into a fixed array of noise. Threefry takes the compiler most of a second."""
     noise = np.random.default_rng(1).normal(size=(3, 12))
-    monkeypatch.setattr(samplers, "normal", lambda keys, shape: jnp.asarray(noise)[keys].reshape(-1, *shape))
+    monkeypatch.setattr("diffusion_jax.noise.normal", lambda keys, shape: jnp.asarray(noise)[keys].reshape(-1, *shape))
 
 
 def _start(grid):
@@ -236,7 +237,7 @@ def test_steps_meet_neighbouring_levels_in_order_and_carry_their_state():
 
 
 def test_every_step_and_example_draws_its_own_noise():
-    step = lambda keys, denoiser, x, state, t, s: (samplers.normal(keys, x.shape[1:]), state)
+    step = lambda keys, denoiser, x, state, t, s: (normal(keys, x.shape[1:]), state)
     noise = Sampler(lambda x, level: (), step)
     _, xs = _run(noise, _wavy, uniform(schedules.linear(100), 5), trajectory=True)
     assert len(np.unique(xs[1:-1])) == 4 * 3 * 4
@@ -247,7 +248,7 @@ def test_every_step_and_example_draws_its_own_noise():
 
 def test_keys_and_noise_belong_to_the_example():
     keys = example_keys(KEY, np.array([4, 2]))
-    noise = samplers.normal(keys, SHAPE)
+    noise = normal(keys, SHAPE)
     for i, number in enumerate((4, 2)):
         np.testing.assert_array_equal(noise[i], jax.random.normal(jax.random.fold_in(KEY, number), SHAPE))
 
@@ -318,7 +319,7 @@ def test_ddim_of_eta_one_is_ancestral(injected, x64):
 
 
 def test_ddim_without_eta_draws_no_noise(monkeypatch):
-    monkeypatch.setattr(samplers, "normal", None)
+    monkeypatch.setattr("diffusion_jax.noise.normal", None)
     denoiser = lambda x, level: Prediction(2.0 * x, 3.0 * x)
     x, _ = ddim().step(None, denoiser, np.ones((1, 2)), (), Level(1, 0.6, 0.8), Level(0, 0.8, 0.6))
     np.testing.assert_allclose(x, np.full((1, 2), 0.8 * 2 + 0.6 * 3), rtol=1e-6)
@@ -333,7 +334,7 @@ def _mean_and_variance(monkeypatch, step):
     """Of the Gaussian that one step, a function of nothing, draws from."""
     results = []
     for draw in (0.0, 1.0):
-        monkeypatch.setattr(samplers, "normal", lambda keys, shape, draw=draw: jnp.full((1, *shape), draw))
+        monkeypatch.setattr("diffusion_jax.noise.normal", lambda keys, shape, draw=draw: jnp.full((1, *shape), draw))
         results.append(step())
     return results[0], (results[1] - results[0]) ** 2
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion_jax import timesteps
 from diffusion_jax.data import pipeline
-from diffusion_jax.samplers import example_keys
+from diffusion_jax.noise import example_keys
 from diffusion_jax.training.parallel import map_examples
 from diffusion_jax.types import Schedule
 

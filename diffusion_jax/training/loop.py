@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import generate, pictures, plots
-from diffusion_jax.build import Parts, build, check_trains, make_generate
+from diffusion_jax.build import Parts, build, check_trains
 from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
+from diffusion_jax.sampling import make_generate
 from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics

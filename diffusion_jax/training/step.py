@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.samplers import example_keys, normal
+from diffusion_jax.noise import example_keys, normal
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import ApplyFn, Loss, Schedule, Timesteps
 

@@ -1,0 +1,48 @@
+"""DDPM's ancestral sampling and DDIM, of order 1 both."""
+
+import jax.numpy as jnp
+
+from diffusion_jax import noise
+from diffusion_jax.process import VARIANCES, logsnr_drop, q_posterior, reverse_log_variance
+from diffusion_jax.types import Denoiser, Level, Sampler
+
+
+def ancestral(variance: str = "fixed_small") -> Sampler:
+    """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2), between any two levels; of order 1.
+
+    variance: "fixed_small", "fixed_large", or "learned_range" for a network with learned variance (Nichol & Dhariwal 2021,
+    section 3.1); see `process.reverse_log_variance`.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"variance is one of {', '.join(VARIANCES)}, not {variance!r}")
+
+    def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
+        prediction = denoiser(x, t)
+        mean, _ = q_posterior(prediction.x0, x, s, t)
+        log_variance = reverse_log_variance(variance, s.expand(x.ndim), t.expand(x.ndim), prediction.aux)
+        return mean + jnp.exp(0.5 * log_variance) * noise.normal(keys, x.shape[1:]), state
+
+    return Sampler(lambda x, level: (), step)
+
+
+def ddim(eta: float = 0.0) -> Sampler:
+    """DDIM (Song et al. 2021, eqs. 12 and 16), between any two levels; of order 1, deterministic at eta = 0.
+
+    eta, in [0, 1], scales the noise's standard deviation: 0 for the probability-flow ODE, 1 for DDPM's fixed-small variance.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must lie in [0, 1], not {eta}")
+
+    def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
+        prediction = denoiser(x, t)
+        s, t = s.expand(x.ndim), t.expand(x.ndim)
+        noise_share = -jnp.expm1(logsnr_drop(s, t)) * eta**2
+        x = s.alpha * prediction.x0 + s.sigma * jnp.sqrt(1.0 - noise_share) * prediction.eps
+        if eta > 0:
+            x = x + s.sigma * jnp.sqrt(noise_share) * noise.normal(keys, x.shape[1:])
+        return x, state
+
+    return Sampler(lambda x, level: (), step)
+
+
+SAMPLERS = {"ancestral": ancestral, "ddim": ddim}
