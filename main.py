@@ -2,14 +2,16 @@
 
   python main.py [train] --workdir DIR --config experiments/NAME.py    trains; the same command resumes
   python main.py sample --workdir DIR                                  draws from a trained run
+  python main.py edit --workdir DIR                                    inpaints, varies, translates images ...
   python main.py nll --workdir DIR                                     its variational bound, in bits/dim
   python main.py figures --workdir DIR [--config ...]                  the papers' figures, of a config or a run
   python main.py import --workdir DIR --config ... --weights FILE      a run from an Improved DDPM or ADM checkpoint
   python main.py export-weights --workdir DIR --weights FILE           and back, as .safetensors
   python main.py list                                                  what can be named, and every setting
 
-Any setting is overridden as --config.training.batch_size=64; `sample` takes those that begin with --config.sampling, `nll`
-those with --config.likelihood. --new_attention_order: the weights are of an ADM model with use_new_attention_order.
+Any setting is overridden as --config.training.batch_size=64; `sample` takes those that begin with --config.sampling, `edit`
+also those with --config.editing, `nll` those with --config.likelihood. --new_attention_order: the weights are of an ADM model
+with use_new_attention_order.
 """
 
 import os
@@ -21,7 +23,7 @@ from absl import flags
 
 from diffusion_jax.errors import Interrupted, UserError, nearest
 
-COMMANDS = ("train", "sample", "nll", "figures", "import", "export-weights", "list")
+COMMANDS = ("train", "sample", "edit", "nll", "figures", "import", "export-weights", "list")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
 
 
@@ -33,7 +35,7 @@ def run(argv: list[str]) -> None:
     command = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else "train"
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
-    from diffusion_jax import catalog, command_line, figures, generate, nll, weights
+    from diffusion_jax import catalog, command_line, edit, figures, generate, nll, weights
     from diffusion_jax.training import loop
 
     if command == "list":
@@ -45,6 +47,8 @@ def run(argv: list[str]) -> None:
         loop.train(config, workdir)
     elif command == "sample":
         print(f"samples: {generate.sample(config, workdir)}")
+    elif command == "edit":
+        print(f"edits: {edit.edit(config, workdir)}")
     elif command == "nll":
         print(nll.nll(config, workdir))
     elif command == "figures":

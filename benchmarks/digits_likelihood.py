@@ -40,6 +40,7 @@ def config_of(name: str, seed: int, steps: int) -> configs.Config:
     config.seed = seed
     config.model.learned_variance = learned
     config.diffusion = configs.Diffusion(schedule=schedule, num_steps=200, loss=loss, timesteps=timesteps)
+    config.training.label_dropout = 0.0
     config.training.num_steps = config.training.checkpoint_every = steps
     config.training.eval_every = config.training.sample_every = 0
     config.sampling.steps, config.sampling.num = "20", 10

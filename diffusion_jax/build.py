@@ -12,7 +12,7 @@ from diffusion_jax import losses, predictions, schedules, timesteps, weightings
 from diffusion_jax.config import Config, check_types, choose, fields
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.unet import MODELS
-from diffusion_jax.sampling import make_grid, make_sampler, model_variance
+from diffusion_jax.sampling import check_guidance, make_grid, make_sampler, model_variance
 from diffusion_jax.training.state import TrainState, init_state
 from diffusion_jax.types import ApplyFn, Level, Loss, Parameterization, Sampler, Schedule, Timesteps
 
@@ -25,7 +25,7 @@ class Parts(NamedTuple):
     """What a Config stands for."""
 
     schedule: Schedule
-    betas: np.ndarray
+    betas: np.ndarray | None  # of a table; None in continuous time
     parameterization: Parameterization
     loss: Loss
     timesteps: Timesteps
@@ -46,10 +46,9 @@ def build(config: Config) -> Parts:
     check_ranges(config)
     diffusion = config.diffusion
     try:
-        betas = choose(schedules.BETAS, diffusion.schedule, "diffusion.schedule")(diffusion.num_steps)
-        schedule = schedules.from_betas(betas)
+        schedule, betas = make_schedule(config)
         parameterization = make_prediction(config, schedule)
-        if diffusion.prediction in ("eps", "score") and betas[-1] == 1.0:
+        if diffusion.prediction in ("eps", "score", "edm") and schedule.level(schedule.t_max).alpha == 0.0:
             raise UserError(f"{diffusion.prediction} cannot be decoded at alpha = 0, where this schedule ends; use v or x0")
         loss = make_loss(config, parameterization, schedule)
         distribution = choose(timesteps.TIMESTEPS, diffusion.timesteps, "diffusion.timesteps")(schedule)
@@ -65,7 +64,7 @@ def build(config: Config) -> Parts:
             init_params,
             learning_rate,
             make_optimizer(config, learning_rate),
-            make_sampler(config),
+            make_sampler(config, schedule),
             make_grid(config, schedule),
         )
     except ValueError as error:  # the library's own checks
@@ -87,7 +86,12 @@ POSITIVE = (
     "model.heads",
     "sampling.num",
     "sampling.batch_size",
+    "sampling.guidance_every",
+    "sampling.snr",
+    "sampling.ode_tolerance",
+    "sampling.rho",
     "likelihood.batch_size",
+    "likelihood.ode_tolerance",
     "model.time_scale",
 )
 NOT_NEGATIVE = (
@@ -101,10 +105,20 @@ NOT_NEGATIVE = (
     "likelihood.examples",
     "likelihood.monte_carlo",
     "likelihood.budget",
+    "likelihood.probes",
     "diffusion.vlb_coefficient",
+    "sampling.churn",
+    "sampling.tolerance",
 )
 SEEDS = ("seed", "sampling.seed", "likelihood.seed")
-BELOW_ONE = ("training.ema_decay", "training.b1", "training.b2", "model.dropout")
+BELOW_ONE = (
+    "training.ema_decay",
+    "training.b1",
+    "training.b2",
+    "model.dropout",
+    "training.label_dropout",
+    "sampling.threshold",
+)
 
 
 def check_ranges(config: Config) -> None:
@@ -125,6 +139,9 @@ def check_ranges(config: Config) -> None:
         raise UserError(f"config.sampling.label={sampling.label}, but this run has no classes")
     if not -1 <= sampling.label < max(data.num_classes, 1):
         raise UserError(f"config.sampling.label must be -1, for all, or 0 to {data.num_classes - 1}, not {sampling.label}")
+    if training.label_dropout and not data.num_classes:
+        raise UserError("config.training.label_dropout needs labels: data.num_classes above 0")
+    check_guidance(config)
     if len(data.shape) != 3 or min(data.shape) < 1:
         raise UserError(f"config.data.shape must be height, width and channels, not {data.shape}")
     if len(config.model.channel_mult) < 1 or min(config.model.channel_mult) < 1:
@@ -141,6 +158,7 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
         levels = [height // 2**i for i in range(len(model.channel_mult))]
         if resolution not in levels:
             raise UserError(f"config.model.attention_resolutions has {resolution}, but the levels have heights {levels}")
+    labels = config.data.num_classes + (config.training.label_dropout > 0)  # the last one means "none"
     module = choose(MODELS, model.name, "model.name")(
         out_channels=channels * (2 if model.learned_variance else 1),
         channels=model.channels,
@@ -153,7 +171,7 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
         resample_blocks=model.resample_blocks,
         time_scale=model.time_scale,
         dropout=model.dropout,
-        num_classes=config.data.num_classes or None,
+        num_classes=labels or None,
         dtype=jnp.dtype(choose(DTYPES, model.dtype, "model.dtype")),
     )
 
@@ -168,6 +186,16 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
 
     jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
     return apply_fn, init_params
+
+
+def make_schedule(config: Config) -> tuple[Schedule, np.ndarray | None]:
+    """The schedule, and its betas where it is a table, of diffusion.num_steps; None in continuous time."""
+    name = config.diffusion.schedule
+    factory = choose(schedules.SCHEDULES, name, "diffusion.schedule")
+    if name not in schedules.BETAS:
+        return factory(), None
+    betas = schedules.BETAS[name](config.diffusion.num_steps)
+    return schedules.from_betas(betas), betas
 
 
 def make_prediction(config: Config, schedule: Schedule) -> Parameterization:

@@ -4,7 +4,7 @@ import ast
 import pathlib
 import re
 
-from diffusion_jax import build, grids, losses, predictions, samplers, schedules, timesteps, weightings
+from diffusion_jax import build, edit, grids, losses, predictions, samplers, schedules, timesteps, weightings
 from diffusion_jax.config import Config, fields
 from diffusion_jax.data import sources
 from diffusion_jax.models import unet
@@ -20,6 +20,7 @@ REGISTRIES = {
     "diffusion.timesteps": timesteps.TIMESTEPS,
     "sampling.sampler": samplers.SAMPLERS,
     "sampling.grid": grids.GRIDS,
+    "editing.task": edit.TASKS,
 }
 CHOICES = {
     "model.dtype": build.DTYPES,
@@ -28,6 +29,7 @@ CHOICES = {
     "training.decay": build.DECAYS,
     "diffusion.variance": ("fixed_small", "fixed_large"),
     "sampling.variance": ("model", *VARIANCES),
+    "editing.mask": tuple(edit.MASKS),
 }
 
 

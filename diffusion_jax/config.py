@@ -49,15 +49,17 @@ class Model:
     scale_shift: bool = setting(True, "the embedding scales and shifts after the norm; False: it is added before")
     resample_blocks: bool = setting(False, "halve and double by residual blocks; False: by convolutions")
     learned_variance: bool = setting(False, "twice the output channels, the second half for the variance")
-    time_scale: float = setting(1.0, "the network embeds time_scale * t; 1000 / T where weights of Improved DDPM have T steps")
+    time_scale: float = setting(
+        1.0, "the network embeds time_scale * t: 1000 for a continuous t in [0, 1], 1000 / T for Improved DDPM's weights"
+    )
     dropout: float = setting(0.0, "dropout rate in the residual blocks")
     dtype: str = setting("float32", "precision of the computation, float32 or bfloat16; parameters stay float32")
 
 
 @dataclass
 class Diffusion:
-    schedule: str = setting("cosine", "the noise schedule")
-    num_steps: int = setting(1000, "T, the length of the schedule's table")
+    schedule: str = setting("cosine", "the noise schedule, a table or in continuous time")
+    num_steps: int = setting(1000, "T, the length of the schedule's table; continuous ones have none")
     prediction: str = setting("eps", "what the network predicts")
     variance: str = setting("fixed_small", "of the reverse process where the network does not learn it")
     loss: str = setting("denoising", "the training loss; hybrid needs model.learned_variance")
@@ -79,6 +81,7 @@ class Training:
     b2: float = setting(0.999, "Adam's decay of the gradient's square")
     weight_decay: float = setting(0.0, "of adamw")
     clip_norm: float = setting(1.0, "largest global norm of the gradient; 0 does not clip")
+    label_dropout: float = setting(0.0, "share of training examples without their label, for guidance")
     ema_decay: float = setting(0.9999, "decay of the parameters' moving average, after its warm-up")
     accumulation_steps: int = setting(1, "parts that a batch is cut into, one after the other, to save memory")
     steps_per_call: int = setting(1, "optimizer steps a dispatch; 1 is best on the CPU, 10 or more on fast devices")
@@ -95,20 +98,34 @@ class Sampling:
     sampler: str = setting("ancestral", "the sampler")
     variance: str = setting("model", "of ancestral: fixed_small, fixed_large or learned_range; model takes the model's own")
     eta: float = setting(0.0, "of ddim: 0 is deterministic, 1 as noisy as ancestral")
+    churn: float = setting(40.0, "of edm_churn: S_churn, the noise added over all steps")
+    snr: float = setting(0.16, "of predictor_corrector: the signal-to-noise ratio of a Langevin step")
+    ode_tolerance: float = setting(1e-4, "of adaptive_ode: relative and absolute")
     grid: str = setting("respaced", "how the steps are spread")
-    steps: str = setting("250", 'how many: "250", "10,15,20" or "ddim50" where respaced, a number elsewhere')
+    steps: str = setting("250", '"250", "10,15,20", "ddim50" where respaced; values of t where explicit; a number elsewhere')
+    rho: float = setting(7.0, "of the karras grid: how much finer it is where it is clean")
+    quantize: bool = setting(False, "move the grid to whole t, for networks that know no other")
+    tolerance: float = setting(0.0, "double the steps until samples change by less, root mean square; 0 takes them as given")
     clip_x0: bool = setting(True, "clip the predicted image to the data's range in every step")
+    threshold: float = setting(0.0, "dynamic thresholding's percentile, as 0.995; 0 clips as clip_x0 says")
+    guidance: float = setting(0.0, "weight w of guidance, eps = (1 + w) eps_c - w eps_u; 0 is none")
+    guidance_interval: str = setting("", 'sigma/alpha between which guidance acts, as in "0.3,3"; empty for all')
+    guidance_rescale: float = setting(0.0, "share in which a guided image's contrast is brought back to the unguided one's")
+    guidance_every: int = setting(1, "steps between two evaluations of the unconditional, or weaker, network")
+    weak: str = setting("", "autoguidance: the workdir of a weaker run of the same network; empty guides by the label")
     num: int = setting(100, "number of samples")
     batch_size: int = setting(500, "samples at a time; the samples do not depend on it")
     seed: int = setting(0, "sample i depends on this and on i alone")
     ema: bool = setting(True, "sample with the averaged parameters; False: with the raw ones")
     label: int = setting(-1, "the class to draw; -1 for all in turn")
     gif: bool = setting(False, "write the reverse process of the first samples as a GIF, too")
+    predicted: bool = setting(False, "in the GIF and the strip show the x0 predicted at every level in place of x")
     strip: bool = setting(False, "write the reverse process of the first samples as a strip of pictures, too")
 
 
 @dataclass
 class Likelihood:
+    method: str = setting("bound", "bound, the variational one of a table's steps, or ode, by the probability flow")
     split: str = setting("test", "the split whose bits/dim are measured")
     examples: int = setting(0, "its first so many examples; 0 for all")
     batch_size: int = setting(256, "examples at a time; the result does not depend on it")
@@ -117,6 +134,20 @@ class Likelihood:
     seed: int = setting(0, "of the noise")
     ema: bool = setting(True, "use the averaged parameters; False: the raw ones")
     budget: int = setting(0, "also choose this many steps by dynamic programming; 0 for none")
+    probes: int = setting(1, "of ode: random vectors that estimate the divergence; 0 computes it, pixel by pixel")
+    ode_tolerance: float = setting(1e-4, "of ode: relative and absolute")
+
+
+@dataclass
+class Editing:
+    task: str = setting("inpaint", "what `edit` does to the images; how is said by config.sampling")
+    images: str = setting("", "the images: .npz with `images` and `labels`, or a .png; empty for the split's first")
+    split: str = setting("test", "the split that they are taken from where images is empty")
+    num: int = setting(10, "how many images, at most; interpolate takes them in pairs")
+    strength: float = setting(0.5, "of image_to_image: how far up the grid an image is noised; 1 forgets it")
+    mask: str = setting("bottom", "of inpaint, what is removed: left, right, top, bottom, centre; or a .png, white where kept")
+    resamples: int = setting(10, "of inpaint: how often each step is taken")
+    label: int = setting(-1, "of translate: the class to arrive at; -1 for the one after the image's own")
 
 
 @dataclass
@@ -128,6 +159,7 @@ class Config:
     training: Training = group(Training)
     sampling: Sampling = group(Sampling)
     likelihood: Likelihood = group(Likelihood)
+    editing: Editing = group(Editing)
 
 
 # What may change between two starts in one workdir: how long, how often, what to draw. All else is the experiment.
@@ -183,7 +215,7 @@ def choose(registry: Mapping[str, Any] | tuple, name: str, field: str) -> Any:
 def kinds() -> dict[str, type]:
     """dotted path -> the type of that setting."""
     groups = {"": Config, "data.": Data, "model.": Model, "diffusion.": Diffusion, "training.": Training, "sampling.": Sampling}
-    groups["likelihood."] = Likelihood
+    groups |= {"likelihood.": Likelihood, "editing.": Editing}
     return {prefix + name: kind for prefix, cls in groups.items() for name, kind in typing.get_type_hints(cls).items()}
 
 
@@ -262,5 +294,5 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{path}: {was!r} -> {now!r}"
         for (path, _, was), (_, _, now) in pairs
-        if was != now and path not in free and not path.startswith(("sampling.", "likelihood."))
+        if was != now and path not in free and not path.startswith(("sampling.", "likelihood.", "editing."))
     ]

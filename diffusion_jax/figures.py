@@ -15,7 +15,7 @@ from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.generate import make_folder, restore_params
-from diffusion_jax.nll import measure
+from diffusion_jax.nll import check_table, measure
 from diffusion_jax.noise import example_keys
 from diffusion_jax.process import q_sample
 from diffusion_jax.sampling import model_variance
@@ -159,6 +159,7 @@ def figures(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     Returns the folder. The numbers behind the latter lie in figures.json.
     """
     parts, data = build(config), config.data
+    check_table(config, parts)
     load_split = lambda split: sources.load(data.source, split, data.name, data.folder, data.shape, data.num_classes)
     train, held_out = load_split(data.train_split), load_split(config.likelihood.split)
     open_workdir(workdir, config)

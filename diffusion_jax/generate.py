@@ -11,11 +11,13 @@ from diffusion_jax import pictures
 from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config, differences, load
 from diffusion_jax.errors import UserError
+from diffusion_jax.samplers import num_steps_for
 from diffusion_jax.sampling import labels, make_generate
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.parallel import place
 
 PICTURED = 10  # samples whose reverse process is shown
+PILOT = 20  # samples by which the number of steps is chosen
 FRAMES = 50  # at most, in a GIF
 COLUMNS = 12  # at most, in a strip
 
@@ -55,6 +57,26 @@ def restore_params(config: Config, parts: Parts, workdir: pathlib.Path, ema: boo
     return place(state.ema_params if ema else state.params), int(state.step)
 
 
+SAME_NETWORK = ("data.shape", "data.num_classes", "model.", "diffusion.schedule", "diffusion.num_steps", "diffusion.prediction")
+
+
+def weak_params(config: Config):
+    """The averaged parameters of the run sampling.weak, None where it is empty; UserError where its network is another."""
+    if not config.sampling.weak:
+        return None
+    workdir = pathlib.Path(config.sampling.weak)
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"config.sampling.weak must be the workdir of a run, but {workdir} holds none")
+    weak = load(workdir / "config.json")
+    changed = [change for change in differences(weak, config) if change.startswith(SAME_NETWORK)]
+    changed = [change for change in changed if not change.startswith("model.dropout:")]
+    if bool(weak.training.label_dropout) != bool(config.training.label_dropout):
+        changed.append(f"training.label_dropout: {weak.training.label_dropout} -> {config.training.label_dropout}")
+    if changed:
+        raise UserError(f"config.sampling.weak={workdir} is a run of another network ({'; '.join(changed)})")
+    return restore_params(weak, build(weak), workdir, ema=True)[0]
+
+
 def make_folder(folder: pathlib.Path) -> pathlib.Path:
     """The folder, made where it is not; UserError where it cannot be."""
     try:
@@ -84,10 +106,15 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         raise UserError(f"sampling takes only config.sampling.* settings, not {'; '.join(changed)}")
     sampling, parts = config.sampling, build(config)
     params, step = restore_params(config, parts, workdir, sampling.ema)
+    weak = weak_params(config)
+    if sampling.tolerance:
+        parts = settled(config, params, weak)
     make_folder(workdir / "samples")
-    images = draw(make_generate(config, parts), params, sampling.num, sampling.batch_size, progress=True)
+    images = draw(make_generate(config, parts, weak=weak), params, sampling.num, sampling.batch_size, progress=True)
 
-    kind = f"{sampling.sampler}-{sampling.steps}" + ("" if sampling.ema else "-raw")
+    spacing = sampling.steps if len(sampling.steps) <= 40 else f"{len(parts.grid.t)}steps"
+    kind = f"{sampling.sampler}-{spacing}" + ("" if sampling.ema else "-raw")
+    kind += f"-guidance{sampling.guidance:g}" if sampling.guidance else ""
     folder = new_folder(workdir / "samples", f"step{step}-{kind}-seed{sampling.seed}")
     pictures.save(folder / "grid.png", grid(config, images))
     pixels = pictures.to_uint8(images)
@@ -98,14 +125,32 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     else:
         np.savez(folder / "samples.npz", images=pixels)
     if sampling.gif or sampling.strip:
-        write_chain(config, folder, make_generate(config, parts, trajectory=True), params)
+        write_chain(config, folder, make_generate(config, parts, trajectory=True, weak=weak), params)
     return folder
+
+
+def settled(config: Config, params, weak) -> Parts:
+    """The run with the number of steps, set in config.sampling.steps and said aloud, that sampling.tolerance asks for."""
+    sampling, most = config.sampling, config.diffusion.num_steps
+
+    def attempt(num_steps: int) -> np.ndarray:
+        sampling.steps = str(num_steps)
+        return make_generate(config, build(config), weak=weak)(params, np.arange(min(sampling.num, PILOT)))
+
+    try:
+        num_steps, error = num_steps_for(attempt, sampling.tolerance, most=most)
+    except ValueError as error:
+        raise UserError(f"config.sampling.tolerance cannot be kept: {error}") from None
+    sampling.steps = str(num_steps)
+    print(f"{num_steps} steps: {sampling.sampler} with {2 * num_steps} differs by {error:.2g}")
+    return build(config)
 
 
 def write_chain(config: Config, folder: pathlib.Path, generate, params) -> None:
     """The reverse process of the first samples: chain.gif, and chain.png with one sample a row and time to the right."""
     count = min(config.sampling.num, PICTURED)
-    _, xs = generate(params, np.arange(count))
+    _, path = generate(params, np.arange(count))
+    xs = path.x0 if config.sampling.predicted else path.x
     frames = [
         pictures.to_uint8(xs[:, i]) for i in np.linspace(0, xs.shape[1] - 1, min(FRAMES, xs.shape[1])).round().astype(int)
     ]

@@ -4,10 +4,14 @@ The last level is the cleanest that the network sees; from there `samplers.sampl
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.types import Level, Schedule
+from diffusion_jax.types import Array, Level, Schedule
 
 
 def uniform(schedule: Schedule, num_steps: int | None = None) -> Level:
@@ -86,15 +90,110 @@ def _strided(num_steps: int, count: int) -> list[int]:
     raise ValueError(f"no whole stride takes exactly {count} of {num_steps} steps; the nearest that exist: {near}")
 
 
-def indices(schedule: Schedule, chosen: str) -> Level:
-    """The levels of the table's indices in a comma-separated list, such as `likelihood.best_steps` chooses."""
+def explicit(schedule: Schedule, chosen: str | Array | Sequence[float]) -> Level:
+    """The levels of any t: a list, or a comma-separated string such as `likelihood.best_steps` chooses.
+
+    In any order; whole numbers are a table's indices, others lie between them. Raises ValueError for a t twice or outside the
+    schedule.
+    """
+    if isinstance(chosen, str):
+        try:
+            chosen = np.array([float(part) for part in chosen.split(",")])
+        except ValueError:
+            raise ValueError(f"explicit steps are values of t, as in 200,10,0, not {chosen!r}") from None
+    t = np.sort(np.ravel(chosen))[::-1]
+    if schedule.num_steps is not None and np.all(t == np.round(t)):
+        t = t.astype(int)
+    if len(np.unique(t)) < len(t):
+        raise ValueError("explicit steps hold a t twice")
+    if len(t) == 0 or t[0] > schedule.t_max or t[-1] < schedule.t_min:
+        raise ValueError(f"explicit steps lie between {schedule.t_min} and {schedule.t_max}, not {t}")
+    return schedule.level(t)
+
+
+def _spread(schedule: Schedule, num_steps: int, fraction, ends: tuple[float, float]) -> Level:
+    """Levels of t = low + fraction (high - low), whole-numbered where a table's t come out whole."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+    low, high = ends
+    t = low + np.asarray(fraction) * (high - low)
+    if schedule.num_steps is not None:
+        if num_steps > schedule.num_steps:
+            raise ValueError(f"{num_steps} sampling steps asked of a table of {schedule.num_steps}")
+        whole = np.round(t)
+        t = whole.astype(int) if np.allclose(t, whole, rtol=0, atol=1e-6) else t
+    return schedule.level(t)
+
+
+def quadratic(schedule: Schedule, num_steps: int) -> Level:
+    """t in squares from t_max to t_min, finer where it is clean (Song et al. 2021, appendix D.2)."""
+    return _spread(schedule, num_steps, np.linspace(1.0, 0.0, num_steps) ** 2, (schedule.t_min, schedule.t_max))
+
+
+def trailing(schedule: Schedule, num_steps: int) -> Level:
+    """The noisy ends of equal parts: t_max, but not t_min (Lin et al. 2023, table 2)."""
+    # a table has T parts of one index each, so that index T - 1 is the end of the last
+    low = -1 if schedule.num_steps is not None else schedule.t_min
+    return _spread(schedule, num_steps, np.arange(num_steps, 0, -1) / num_steps, (low, schedule.t_max))
+
+
+def leading(schedule: Schedule, num_steps: int) -> Level:
+    """The clean ends of equal parts: t_min, but not t_max; "ddimN" where N divides a table (Song et al. 2021)."""
+    high = schedule.num_steps if schedule.num_steps is not None else schedule.t_max
+    return _spread(schedule, num_steps, np.arange(num_steps - 1, -1, -1) / num_steps, (schedule.t_min, high))
+
+
+def at_logsnr(schedule: Schedule, logsnr: Any) -> Level:
+    """The levels of a schedule at any log-SNR, clipped to its ends; between the indices of a table."""
+    t = jnp.clip(schedule.inverse(logsnr), schedule.t_min, schedule.t_max)
+    return schedule.level(t)
+
+
+def _ends(schedule: Schedule, num_steps: int) -> tuple[float, float]:
+    """log-SNR of the noisiest and of the cleanest level."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+    with jax.ensure_compile_time_eval():  # a grid may be made inside a jitted function
+        low, high = (float(schedule.level(t).logsnr) for t in (schedule.t_max, schedule.t_min))
+    if not np.isfinite(low):
+        raise ValueError("a grid over the log-SNR needs alpha > 0 at the noisiest level")
+    return low, high
+
+
+def karras(schedule: Schedule, num_steps: int, rho: float = 7.0) -> Level:
+    """sigma / alpha^(1 / rho) evenly spread from the noisiest level to the cleanest (Karras et al. 2022, eq. 5).
+
+    Between the indices of a table; `quantized` moves the levels onto them.
+    """
+    low, high = np.exp(-0.5 * np.array(_ends(schedule, num_steps)) / rho)
+    return at_logsnr(schedule, -2.0 * rho * np.log(np.linspace(low, high, num_steps)))
+
+
+def logsnr(schedule: Schedule, num_steps: int) -> Level:
+    """log-SNR evenly spread from the noisiest level to the cleanest (Lu et al. 2022a, section 3.4).
+
+    Between the indices of a table, as `karras`.
+    """
+    return at_logsnr(schedule, np.linspace(*_ends(schedule, num_steps), num_steps))
+
+
+def between(t: Level, s: Level, fraction: float, schedule: Schedule | None = None) -> Level:
+    """The level at that fraction of the way from t to s, in log-SNR.
+
+    schedule: of the network, which embeds t. Without it alpha, sigma and t are interpolated, the first two geometrically.
+    """
+    mix = lambda a, b: a + fraction * (b - a)
+    if schedule is not None:
+        return at_logsnr(schedule, mix(t.logsnr, s.logsnr))
+    geometric = lambda a, b: jnp.exp(mix(jnp.log(a), jnp.log(b)))
+    return Level(mix(t.t, s.t), geometric(t.alpha, s.alpha), geometric(t.sigma, s.sigma))
+
+
+def quantized(schedule: Schedule, grid: Level) -> Level:
+    """The grid moved to the nearest indices of a table, for networks that know no other t; each index once."""
     if schedule.num_steps is None:
-        raise ValueError("indices are those of a table schedule")
-    try:
-        t = sorted({int(part) for part in chosen.split(",")}, reverse=True)
-    except ValueError:
-        raise ValueError(f"indices are whole numbers, as in 0,10,200, not {chosen!r}") from None
-    return schedule.level(np.asarray(t))
+        raise ValueError("only a table has indices to move a grid to")
+    return schedule.level(np.unique(np.round(np.asarray(grid.t)).astype(int))[::-1])
 
 
 def truncated(grid: Level, start: float = np.inf, stop: float = -np.inf) -> Level:
@@ -110,4 +209,13 @@ def truncated(grid: Level, start: float = np.inf, stop: float = -np.inf) -> Leve
     return Level(*(np.asarray(a)[kept] for a in grid))
 
 
-GRIDS = {"uniform": uniform, "respaced": respaced, "indices": indices}
+GRIDS = {
+    "uniform": uniform,
+    "respaced": respaced,
+    "explicit": explicit,
+    "karras": karras,
+    "logsnr": logsnr,
+    "quadratic": quadratic,
+    "trailing": trailing,
+    "leading": leading,
+}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.losses import bound_term, mean_flat
-from diffusion_jax.noise import normal
+from diffusion_jax.noise import fold_in, normal
 from diffusion_jax.process import first_log_variance, normal_kl, q_sample
 from diffusion_jax.types import CLEAN, Array, Denoiser, Level
 
@@ -55,7 +55,7 @@ def bound(denoiser: Denoiser, keys: jax.Array, x0: Array, grid: Level, variance:
 
     def body(carry, hop):
         i, t, s = hop
-        level_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        level_keys = fold_in(keys, i)
         return carry, _term(denoiser, level_keys, x0, t, s, variance, first)
 
     _, (terms, x0_mse, eps_mse) = jax.lax.scan(body, (), (jnp.arange(len(grid.t)), t, s))
@@ -71,9 +71,9 @@ def bound_monte_carlo(
     first = first_log_variance(grid)
 
     def body(total, i):
-        draw_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        hop = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(grid.t)))(draw_keys)
-        noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(draw_keys)
+        draw_keys = fold_in(keys, i)
+        hop = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(grid.t)))(fold_in(draw_keys, 0))
+        noise_keys = fold_in(draw_keys, 1)
         pick = lambda levels: jax.tree.map(lambda a: a[hop], levels)
         return total + _term(denoiser, noise_keys, x0, pick(levels), pick(cleaner), variance, first)[0], None
 

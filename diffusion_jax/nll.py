@@ -1,4 +1,4 @@
-"""The command `nll`: the variational bound of a trained run in bits/dim, term by term."""
+"""The command `nll`: bits/dim of a trained run, by the variational bound, term by term, or by the probability-flow ODE."""
 
 import json
 import pathlib
@@ -7,36 +7,36 @@ import jax
 import numpy as np
 import tqdm
 
-from diffusion_jax import grids, likelihood, plots
+from diffusion_jax import grids, likelihood, ode, plots, schedules
 from diffusion_jax.build import Parts, build
-from diffusion_jax.config import Config, differences, load
+from diffusion_jax.config import Config, choose, differences, load
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.denoisers import clip_x0, make_denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.generate import make_folder, restore_params
-from diffusion_jax.noise import example_keys
+from diffusion_jax.noise import example_keys, fold_in
 from diffusion_jax.sampling import model_variance
 from diffusion_jax.training.checkpoint import write_text
 from diffusion_jax.training.parallel import map_examples
 from diffusion_jax.training.step import to_float
-from diffusion_jax.types import Level
+from diffusion_jax.types import Denoiser, Level
+
+METHODS = ("bound", "ode")
 
 
 def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    """Measures the bound over a split and writes workdir/nll/<how>.json, and .png, the terms by t (Nichol & Dhariwal's fig. 2).
+    """Measures bits/dim over a split and writes workdir/nll/<how>.json; returns its path.
 
-    The report has bits_per_dim with its standard error over the examples, prior, the terms by t, the errors of x0 and eps
-    by t, and, for a budget, the chosen steps. A Monte-Carlo estimate has only the first two. Returns the report's path.
+    The report has bits_per_dim with its standard error over the examples. That of the whole bound has besides the prior, the
+    terms by t, the errors of x0 and eps by t and, for a budget, the chosen steps, and a plot of the terms (Nichol & Dhariwal
+    2021, fig. 2) in a .png of the same name.
     """
     changed = differences(load(workdir / "config.json"), config)
     if changed:
         raise UserError(f"nll takes only config.likelihood.* settings, not {'; '.join(changed)}")
     settings, data, parts = config.likelihood, config.data, build(config)
-    grid = grids.respaced(parts.schedule, settings.steps) if settings.steps else grids.uniform(parts.schedule)
-    if settings.budget and (settings.steps or settings.monte_carlo):
-        raise UserError("config.likelihood.budget needs all terms of the whole table: no steps and no monte_carlo")
-    if settings.budget and not 2 <= settings.budget <= config.diffusion.num_steps:
-        raise UserError(f"config.likelihood.budget must lie between 2 and {config.diffusion.num_steps}")
+    flow = choose(METHODS, settings.method, "likelihood.method") == "ode"
+    grid = ends(parts) if flow else chain(config, parts)
     source = sources.load(data.source, settings.split, data.name, data.folder, data.shape, data.num_classes)
     params, step = restore_params(config, parts, workdir, settings.ema)
     folder = make_folder(workdir / "nll")
@@ -45,21 +45,25 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     report = {
         "bits_per_dim": float(result["total"].mean()),
         "standard_error": standard_error(result["total"]),
+        "method": settings.method,
         "examples": len(result["total"]),
         "split": settings.split,
         "step": step,
         "ema": settings.ema,
         "seed": settings.seed,
-        "variance": model_variance(config),
-        "chain": settings.steps or str(config.diffusion.num_steps),
-        "monte_carlo": settings.monte_carlo,
     }
-    kind = f"step{step}-{settings.split}-{report['chain']}" + ("" if settings.ema else "-raw")
+    if flow:
+        how = f"ode-probes{settings.probes}" if settings.probes else "ode"
+        report |= {"dequantization": "uniform", "probes": settings.probes, "tolerance": settings.ode_tolerance}
+    else:
+        how = settings.steps or str(config.diffusion.num_steps)
+        report |= {"variance": model_variance(config), "chain": how, "monte_carlo": settings.monte_carlo}
+    kind = f"step{step}-{settings.split}-{how}" + ("" if settings.ema else "-raw")
     kind += f"-seed{settings.seed}" if settings.seed else ""
     kind += f"-examples{settings.examples}" if settings.examples else ""
-    kind += f"-monte-carlo{settings.monte_carlo}" if settings.monte_carlo else ""
+    kind += f"-monte-carlo{settings.monte_carlo}" if settings.monte_carlo and not flow else ""
     path = folder / f"{kind}.json"
-    if not settings.monte_carlo:
+    if "terms" in result:
         by_t = {name: result[name].mean(axis=0) for name in ("terms", "x0_mse", "eps_mse")}
         report["prior"] = float(result["prior"].mean())
         report["t"] = np.asarray(grid.t).tolist()
@@ -73,19 +77,48 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def ends(parts: Parts) -> Level:
+    """The noisiest and the cleanest level, between which the ODE is solved."""
+    grid = grids.explicit(parts.schedule, [parts.schedule.t_max, parts.schedule.t_min])
+    if float(np.asarray(grid.alpha)[0]) == 0.0:
+        raise UserError("the ODE's likelihood needs alpha > 0 at the noisiest level")
+    return grid
+
+
+def chain(config: Config, parts: Parts) -> Level:
+    """The levels whose terms make up the bound; UserError for settings that don't go together."""
+    settings = config.likelihood
+    check_table(config, parts)
+    if settings.budget and (settings.steps or settings.monte_carlo):
+        raise UserError("config.likelihood.budget needs all terms of the whole table: no steps and no monte_carlo")
+    if settings.budget and not 2 <= settings.budget <= config.diffusion.num_steps:
+        raise UserError(f"config.likelihood.budget must lie between 2 and {config.diffusion.num_steps}")
+    return grids.respaced(parts.schedule, settings.steps) if settings.steps else grids.uniform(parts.schedule)
+
+
+def check_table(config: Config, parts: Parts) -> None:
+    """Raises UserError where the schedule is no table, whose steps' terms make up the bound."""
+    if parts.schedule.num_steps is None:
+        tables, name = ", ".join(schedules.BETAS), config.diffusion.schedule
+        raise UserError(f"the bound and the figures need a table of steps ({tables}); {name} has config.likelihood.method=ode")
+
+
 def standard_error(values: np.ndarray) -> float | None:
     """Of the mean; None, JSON's null, for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def measure(config: Config, parts: Parts, params, grid: Level, source) -> dict[str, np.ndarray]:
-    """The fields of `likelihood.Bound` of every example, the examples first; with monte_carlo only `total`."""
+    """`total`, bits/dim of every example, and for the whole bound all fields of `likelihood.Bound`, the examples first."""
     settings, key = config.likelihood, jax.random.key(config.likelihood.seed)
     variance = model_variance(config)
 
     def one_batch(params, index, batch):
         x0, keys = to_float(batch["image"]), example_keys(key, index)
-        denoiser = clip_x0(make_denoiser(parts.apply_fn, params, parts.parameterization, batch.get("label")))
+        denoiser = make_denoiser(parts.apply_fn, params, parts.parameterization, batch.get("label"))
+        if settings.method == "ode":
+            return {"total": by_flow(config, parts, denoiser, keys, x0, grid)}
+        denoiser = clip_x0(denoiser)
         if settings.monte_carlo:
             total = likelihood.bound_monte_carlo(denoiser, keys, x0, grid, variance, settings.monte_carlo)
             return {"total": total}
@@ -101,3 +134,21 @@ def measure(config: Config, parts: Parts, params, grid: Level, source) -> dict[s
             results.append({name: array[: count - start] for name, array in values.items()})
             bar.update(len(results[-1]["total"]))
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+
+def by_flow(config: Config, parts: Parts, denoiser: Denoiser, keys, x0, grid: Level):
+    """Bits/dim [B] by the probability-flow ODE, of images with uniform noise over their bins."""
+    settings = config.likelihood
+    noisy, clean = (Level(*(a[i] for a in grid)) for i in (0, 1))
+    log_prob = ode.log_likelihood(
+        denoiser,
+        ode.dequantized(fold_in(keys, 0), x0),
+        clean,
+        noisy,
+        fold_in(keys, 1) if settings.probes else None,
+        settings.probes,
+        parts.schedule,
+        settings.ode_tolerance,
+        settings.ode_tolerance,
+    )
+    return ode.bits_per_dim(log_prob, x0[0].size)

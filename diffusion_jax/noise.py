@@ -11,6 +11,11 @@ def example_keys(key: jax.Array, index: Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def fold_in(keys: jax.Array, number: Array | int) -> jax.Array:
+    """Keys [B] of part `number`, an integer, of each example's randomness."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
 def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal noise [B, *shape], example i from keys[i] alone."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

@@ -7,6 +7,7 @@ import matplotlib.figure
 import numpy as np
 
 from diffusion_jax import schedules
+from diffusion_jax.types import Schedule
 
 
 def _axes(columns: int):
@@ -17,8 +18,11 @@ def _axes(columns: int):
     return figure, axes
 
 
-def schedule(path: pathlib.Path, betas: np.ndarray, title: str) -> None:
-    """alphas_cumprod, the signal-to-noise ratio and the posterior variance of betas [T], by t."""
+def schedule(path: pathlib.Path, shown: Schedule, betas: np.ndarray | None, title: str) -> None:
+    """A schedule by t: alphas_cumprod, signal-to-noise ratio and variances of a table's betas [T], or see `continuous`."""
+    if betas is None:
+        continuous(path, shown, title)
+        return
     tables, t = schedules.posterior_tables(betas), np.arange(len(betas))
     figure, axes = _axes(3)
     alphas_cumprod = tables["alphas_cumprod"]
@@ -31,6 +35,19 @@ def schedule(path: pathlib.Path, betas: np.ndarray, title: str) -> None:
     axes[2].set_title("variance of a reverse step")
     axes[2].legend()
     for ax in axes:
+        ax.set_xlabel("t")
+    figure.savefig(path, dpi=110)
+
+
+def continuous(path: pathlib.Path, shown: Schedule, title: str) -> None:
+    """alpha, sigma and the log-SNR of a schedule in continuous time, by t."""
+    t = np.linspace(shown.t_min, shown.t_max, 500)
+    level = shown.level(t)
+    figure, axes = _axes(3)
+    curves = {f"alpha, {title}": level.alpha, "sigma": level.sigma, "log-SNR": level.logsnr}
+    for ax, (name, values) in zip(axes, curves.items(), strict=True):
+        ax.plot(t, np.asarray(values))
+        ax.set_title(name)
         ax.set_xlabel("t")
     figure.savefig(path, dpi=110)
 

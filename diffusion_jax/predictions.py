@@ -55,11 +55,47 @@ def score() -> Parameterization:
     )
 
 
+def flow() -> Parameterization:
+    """The network predicts the velocity eps - x0 of the straight path (Liu et al. 2022, eq. 1; Lipman et al. 2023, eq. 23).
+
+    x0 = (x - sigma velocity) / (alpha + sigma); the divisor is 1 for `schedules.rectified_flow`.
+    """
+    return Parameterization(
+        inputs=_inputs,
+        target=lambda x0, eps, level: eps - x0,
+        x0=_expanded(lambda out, x, level: (x - level.sigma * out) / (level.alpha + level.sigma)),
+    )
+
+
+def edm(sigma_data: float = 0.5) -> Parameterization:
+    """EDM's preconditioning: x0 = c_skip x + c_out F(c_in x, c_noise), F the network (Karras et al. 2022, eq. 7 and table 1).
+
+    The paper's sigma and x are sigma / alpha and x / alpha here, so that it holds at any alpha > 0. sigma_data: the data's
+    standard deviation. The network is fed c_noise = log(sigma / alpha) / 4 in place of t.
+    """
+    # both sides of the paper's fractions times alpha: c_in / alpha = 1 / deviation, the rest accordingly
+    deviation = lambda level: jnp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
+
+    def inputs(x, level):
+        return x / deviation(level.expand(jnp.ndim(x))), jnp.log(level.sigma / level.alpha) / 4.0
+
+    def target(x0, eps, level):  # (x0 - c_skip x) / c_out, without the difference
+        return (level.sigma / sigma_data * x0 - level.alpha * sigma_data * eps) / deviation(level)
+
+    def decode(out, x, level):
+        return (level.alpha * sigma_data**2 / deviation(level) * x + level.sigma * sigma_data * out) / deviation(level)
+
+    return Parameterization(inputs=inputs, target=_expanded(target), x0=_expanded(decode))
+
+
 def mean(schedule: Schedule) -> Parameterization:
     """The network predicts the posterior mean of the next-cleaner step of a table (Ho et al. 2020, eq. 8).
 
-    Its neighbour is that of the table it was trained on, also where sampling is respaced.
+    Its neighbour is that of the table it was trained on, also where sampling is respaced. Raises ValueError for a
+    continuous schedule, which has no neighbours.
     """
+    if schedule.num_steps is None:
+        raise ValueError("the mean prediction needs a table schedule: it is of the step to a neighbour")
 
     def posterior(level: Level):
         """The coefficients of x0 and x_t in the mean of q(x_s | x_t, x0), s the neighbour."""
@@ -78,4 +114,4 @@ def mean(schedule: Schedule) -> Parameterization:
     return Parameterization(inputs=_inputs, target=target, x0=decode)
 
 
-PREDICTIONS = {"eps": eps, "x0": x0, "v": v, "score": score, "mean": mean}
+PREDICTIONS = {"eps": eps, "x0": x0, "v": v, "score": score, "flow": flow, "edm": edm, "mean": mean}

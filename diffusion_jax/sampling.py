@@ -1,5 +1,7 @@
-"""How a run draws: its sampler, its grid, and `make_generate`, which joins them to the network on all devices."""
+"""How a run draws: its sampler, its grid, its guidance, and `make_generate`, which joins them to the network on all devices."""
 
+import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +11,12 @@ import numpy as np
 
 from diffusion_jax import grids, samplers
 from diffusion_jax.config import Config, choose
-from diffusion_jax.denoisers import clip_x0, make_denoiser
+from diffusion_jax.denoisers import NetworkDenoiser, classifier_free, clip_x0, dynamic_threshold, make_denoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.noise import example_keys, initial_noise
+from diffusion_jax.noise import initial_noise
+from diffusion_jax.samplers.cached import cached
 from diffusion_jax.training.parallel import map_examples
-from diffusion_jax.types import Level, Sampler, Schedule
+from diffusion_jax.types import Denoiser, Level, PyTree, Sampler, Schedule
 
 
 def model_variance(config: Config) -> str:
@@ -22,24 +25,38 @@ def model_variance(config: Config) -> str:
     return "learned_range" if config.model.learned_variance else fixed
 
 
-def make_sampler(config: Config) -> Sampler:
+def make_sampler(config: Config, schedule: Schedule) -> Sampler:
+    """The sampler; of the settings and the schedule it gets those that its factory takes."""
     sampling = config.sampling
     factory = choose(samplers.SAMPLERS, sampling.sampler, "sampling.sampler")
     variance = model_variance(config) if sampling.variance == "model" else sampling.variance
     if variance == "learned_range" and not config.model.learned_variance:
         raise UserError("config.sampling.variance=learned_range, but this model has no learned variance")
-    options = {"ancestral": {"variance": variance}, "ddim": {"eta": sampling.eta}}
-    return factory(**options.get(sampling.sampler, {}))
+    options = {
+        "variance": variance,
+        "eta": sampling.eta,
+        "gamma": min(sampling.churn / len(make_grid(config, schedule).t), samplers.MAX_GAMMA),
+        "snr": sampling.snr,
+        "rtol": sampling.ode_tolerance,
+        "atol": sampling.ode_tolerance,
+        "schedule": schedule,
+    }
+    taken = inspect.signature(factory).parameters
+    return factory(**{name: value for name, value in options.items() if name in taken})
 
 
-def make_grid(config: Config, schedule: Schedule) -> Level:
+def make_grid(config: Config, schedule: Schedule, num_steps: int | None = None) -> Level:
+    """The grid; num_steps in place of sampling.steps, for grids that take a number."""
     sampling = config.sampling
-    grid = choose(grids.GRIDS, sampling.grid, "sampling.grid")
-    if sampling.grid in ("respaced", "indices"):
-        return grid(schedule, sampling.steps)
-    if not sampling.steps.isdigit():
+    factory = choose(grids.GRIDS, sampling.grid, "sampling.grid")
+    if sampling.grid in ("respaced", "explicit"):
+        grid = factory(schedule, sampling.steps if num_steps is None else str(num_steps))
+    elif not sampling.steps.isdigit():
         raise UserError(f"config.sampling.steps must be a number for the {sampling.grid} grid, not {sampling.steps!r}")
-    return grid(schedule, int(sampling.steps))
+    else:
+        options = {"rho": sampling.rho} if "rho" in inspect.signature(factory).parameters else {}
+        grid = factory(schedule, int(sampling.steps) if num_steps is None else num_steps, **options)
+    return grids.quantized(schedule, grid) if sampling.quantize else grid
 
 
 def labels(config: Config, index: np.ndarray) -> np.ndarray:
@@ -48,28 +65,126 @@ def labels(config: Config, index: np.ndarray) -> np.ndarray:
     return index % config.data.num_classes if label < 0 else np.full_like(index, label)
 
 
-def make_generate(config: Config, parts: Any, trajectory: bool = False) -> Callable:
-    """generate(params, index) -> float images [n, H, W, C] in about [-1, 1], on all devices; sample number i = index[j]
-    depends on sampling.seed and i alone. With trajectory: (images, xs [n, levels + 1, H, W, C])."""
-    sampling, shape = config.sampling, tuple(config.data.shape)
-    key = jax.random.key(sampling.seed)
+def guidance_interval(config: Config) -> tuple[float, float] | None:
+    """sampling.guidance_interval as two numbers, None where it is empty; UserError where it is neither."""
+    text = config.sampling.guidance_interval
+    try:
+        interval = tuple(map(float, text.split(","))) if text else (0.0, math.inf)
+    except ValueError:
+        interval = ()
+    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1]:
+        raise UserError(f"config.sampling.guidance_interval must be 0 <= low < high, as in 0.3,3, not {text!r}")
+    return interval if text else None
 
-    def draw(params, index, cond=None):
-        keys = example_keys(key, index)
+
+def check_can_guide(config: Config) -> None:
+    """Raises UserError where a run has nothing to be guided away from."""
+    if not config.sampling.weak and not config.training.label_dropout:
+        raise UserError(
+            "config.sampling.guidance needs a run trained with training.label_dropout above 0, "
+            "or a weaker one: config.sampling.weak=WORKDIR"
+        )
+
+
+def check_guidance(config: Config) -> None:
+    """Raises UserError for settings of guidance that are out of range or that the run cannot follow."""
+    sampling = config.sampling
+    if not math.isfinite(sampling.guidance):
+        raise UserError(f"config.sampling.guidance must be finite, not {sampling.guidance}")
+    if not 0.0 <= sampling.guidance_rescale <= 1.0:
+        raise UserError(f"config.sampling.guidance_rescale must lie in [0, 1], not {sampling.guidance_rescale}")
+    guidance_interval(config)
+    if sampling.guidance:
+        check_can_guide(config)
+    elif sampling.weak:
+        raise UserError("config.sampling.weak guides by the weight config.sampling.guidance, which is 0")
+
+
+def branches(
+    config: Config, parts: Any, params: PyTree, label: Any = None, weak: PyTree = None
+) -> tuple[NetworkDenoiser, NetworkDenoiser]:
+    """(the run's denoiser for `label`, the one that guidance leads away from: of `weak`, else without the label)."""
+    check_can_guide(config)
+    if bool(config.sampling.weak) != (weak is not None):
+        raise ValueError("config.sampling.weak goes with its parameters, from generate.weak_params: give both or neither")
+    conditional = make_denoiser(parts.apply_fn, params, parts.parameterization, label)
+    if weak is not None:
+        return conditional, conditional._replace(params=weak)
+    return conditional, conditional._replace(cond=jnp.full_like(label, config.data.num_classes))
+
+
+def limited(config: Config, denoiser: Denoiser) -> Denoiser:
+    """x0 kept to the data's range as the settings say."""
+    if config.sampling.threshold:
+        return dynamic_threshold(denoiser, config.sampling.threshold)
+    return clip_x0(denoiser) if config.sampling.clip_x0 else denoiser
+
+
+def combined(config: Config, conditional: Denoiser, other: Denoiser, w: Any) -> Denoiser:
+    """The two branches' denoiser, guided and limited as the settings say."""
+    guided = classifier_free(conditional, other, w, guidance_interval(config), config.sampling.guidance_rescale)
+    return limited(config, guided)
+
+
+def make_run_denoiser(
+    config: Config, parts: Any, params: PyTree, label: Any = None, w: Any = None, weak: PyTree = None
+) -> Denoiser:
+    """The denoiser that a run draws with: its network's, guided and limited as config.sampling says. For within a jit.
+
+    label: [B], or None where the run has no classes. w: guidance's weight, scalar or [B], may be traced; None for no
+    guidance. weak: the parameters of sampling.weak, from `generate.weak_params`. UserError where the run cannot be guided.
+    """
+    if w is None:
+        return limited(config, make_denoiser(parts.apply_fn, params, parts.parameterization, label))
+    return combined(config, *branches(config, parts, params, label, weak), w)
+
+
+def make_run_sampler(
+    config: Config, parts: Any, params: PyTree, label: Any = None, w: Any = None, weak: PyTree = None
+) -> Sampler:
+    """The run's sampler; with guidance, one that evaluates the other branch every sampling.guidance_every steps.
+
+    The arguments are those of `make_run_denoiser`, whose result is the denoiser of the last hop.
+    """
+    if w is None or config.sampling.guidance_every == 1:
+        return parts.sampler
+    conditional, other = branches(config, parts, params, label, weak)
+    build = lambda stand_in: combined(config, conditional, stand_in, w)
+    return cached(parts.sampler, other, build, config.sampling.guidance_every)
+
+
+def make_generate(config: Config, parts: Any, trajectory: bool = False, weak: PyTree = None) -> Callable:
+    """generate(params, index, seed=None, w=None) -> float images [n, H, W, C] in about [-1, 1], on all devices.
+
+    Sample number i = index[j] depends on the seed, i, its label and its w alone. seed and w, scalars or one an example, are
+    sampling.seed and sampling.guidance where not given; their values compile nothing anew, but w = 0 for all leaves guidance
+    out. weak: the parameters of sampling.weak, from `generate.weak_params`. With trajectory: (images, `samplers.Path`
+    with examples first).
+    """
+    sampling, shape = config.sampling, tuple(config.data.shape)
+
+    def draw(all_params, examples):
+        params, weak = all_params
+        key = lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)
+        keys = jax.vmap(key)(examples["seed"], examples["index"])
         part = lambda number: jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
-        denoiser = make_denoiser(parts.apply_fn, params, parts.parameterization, cond)
-        if sampling.clip_x0:
-            denoiser = clip_x0(denoiser)
+        run = (config, parts, params, examples.get("label"), examples.get("w"), weak)
+        denoiser, sampler = make_run_denoiser(*run), make_run_sampler(*run)
         x_init = initial_noise(part(0), shape, jax.tree.map(lambda a: a[0], parts.grid))
-        drawn = samplers.sample(parts.sampler, denoiser, part(1), x_init, parts.grid, trajectory)
-        return (drawn[0], jnp.moveaxis(drawn[1], 0, 1)) if trajectory else drawn
+        drawn: Any = samplers.sample(sampler, denoiser, part(1), x_init, parts.grid, trajectory)
+        return (drawn[0], jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), drawn[1])) if trajectory else drawn
 
     mapped = map_examples(draw)
 
-    def generate(params, index):
+    def generate(params, index, seed=None, w=None):
         index = np.asarray(index)
-        if not config.data.num_classes:
-            return mapped(params, index)
-        return mapped(params, index, labels(config, index))
+        every = lambda value, dtype: np.broadcast_to(np.asarray(value, dtype), index.shape)
+        examples = {"index": index, "seed": every(sampling.seed if seed is None else seed, np.uint32)}
+        weight = every(sampling.guidance if w is None else w, np.float32)
+        if weight.any():
+            examples["w"] = weight
+        if config.data.num_classes:
+            examples["label"] = labels(config, index)
+        return mapped((params, weak), examples)
 
     return generate

@@ -1,5 +1,6 @@
 """Training-time distributions of t, with weights 1 / (T p(t)) that keep the loss's expectation that of uniform t.
 
+`lognormal` and `logit_normal` are part of their papers' objectives instead: their weights are 1.
 Example number i of a step draws from fold_in(key, i), so that it meets the same t whatever the number of devices.
 """
 
@@ -109,9 +110,39 @@ def score_norm(schedule: Schedule) -> Timesteps:
     return _stateless(lambda state, key, index, total: _draw(probabilities, key, index))
 
 
+def _normal_numbers(key, index):
+    """A standard normal number for every example, from its own key."""
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
+
+
+def _unweighted(schedule: Schedule, t_of) -> Timesteps:
+    """t_of(standard normal numbers), clipped to the schedule's range and rounded to a table's indices; weights 1."""
+
+    def sample(state, key, index, total):
+        t = jnp.clip(t_of(_normal_numbers(key, index)), schedule.t_min, schedule.t_max)
+        t = t if schedule.num_steps is None else jnp.round(t).astype(jnp.int32)
+        return t, jnp.ones(index.shape)
+
+    return _stateless(sample)
+
+
+def lognormal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> Timesteps:
+    """log(sigma / alpha) ~ N(mean, std^2), EDM's distribution of noise levels; weights 1 (Karras et al. 2022, table 1)."""
+    return _unweighted(schedule, lambda z: schedule.inverse(-2.0 * (mean + std * z)))
+
+
+def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Timesteps:
+    """t the sigmoid of N(mean, std^2), stretched over [t_min, t_max]; weights 1 (Esser et al. 2024, section 3.1)."""
+    low, width = schedule.t_min, schedule.t_max - schedule.t_min
+    return _unweighted(schedule, lambda z: low + width * jax.nn.sigmoid(mean + std * z))
+
+
 TIMESTEPS = {
     "uniform": uniform,
     "low_discrepancy": low_discrepancy,
     "second_moment": second_moment,
     "score_norm": score_norm,
+    "lognormal": lognormal,
+    "logit_normal": logit_normal,
 }
+OBJECTIVES = ("lognormal", "logit_normal")  # whose weights are 1 because the objective is the mean over them

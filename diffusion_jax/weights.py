@@ -248,8 +248,9 @@ def import_weights(
     """Makes a run at step 0 of a file of weights, to sample from or to train on; returns its config.
 
     The architecture, the images' channels and the number of classes are read from the file; all else is `config`'s:
-    model.heads or head_channels, the images' size, the schedule and its T, the prediction. The parameters and their
-    average are the file's, the optimizer is new. Raises UserError, and writes nothing, where they do not fit.
+    model.heads or head_channels, the images' size, the schedule and its T, the prediction; with training.label_dropout above
+    0 the last label means "none". The parameters and their average are the file's, the optimizer is new. Raises UserError,
+    and writes nothing, where they do not fit.
     """
     workdir = pathlib.Path(workdir)
     if (workdir / "config.json").exists():
@@ -260,6 +261,7 @@ def import_weights(
         raise UserError(f"config.data.shape must be height, width and channels, not {config.data.shape}")
     tensors = read_checkpoint(path)
     model, channels, num_classes = infer_model(tensors, config.data.shape[0], config.model)
+    num_classes -= num_classes > 0 and config.training.label_dropout > 0
     data = dataclasses.replace(config.data, shape=(*config.data.shape[:2], channels), num_classes=num_classes)
     config = dataclasses.replace(config, model=model, data=data)
     parts = build(config)

@@ -19,6 +19,7 @@ def get_config() -> Config:
             learning_rate=1e-3,
             warmup_steps=100,
             ema_decay=0.995,
+            label_dropout=0.1,
             eval_every=250,
             sample_every=500,
             checkpoint_every=250,

@@ -14,4 +14,5 @@ def get_config() -> Config:
     config.model.learned_variance = True
     config.diffusion.prediction = "eps"
     config.diffusion.loss = "hybrid"
+    config.training.label_dropout = 0.0
     return config

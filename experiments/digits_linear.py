@@ -13,4 +13,5 @@ def get_config() -> Config:
     config = digits.get_config()
     config.diffusion.schedule = "linear"
     config.diffusion.prediction = "eps"
+    config.training.label_dropout = 0.0
     return config

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chains import injected, noise_by_index  # noqa: F401
 
 from diffusion_jax import schedules
 from diffusion_jax.predictions import PREDICTIONS

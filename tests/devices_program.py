@@ -27,13 +27,13 @@ def apply_fn(params, x, t, cond, dropout_key=None):
 
 
 def make(**options):
-    loss_fn = make_loss_fn(apply_fn, schedule, losses.denoising(predictions.v()))
+    loss_fn = make_loss_fn(apply_fn, schedule, losses.denoising(predictions.v()), label_dropout=0.5, no_label=10)
     return make_train_step(loss_fn, optimizer, warmed_up_ema(0.99), distribution, (0, 3), **options)
 
 
 # not Adam: its division makes rounding visible wherever a gradient is near 0
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
-params = {"in": rng.normal(size=(6, 1, 3, 3)), "out": rng.normal(size=(1, 6, 3, 3)), "label": rng.normal(size=(10, 6))}
+params = {"in": rng.normal(size=(6, 1, 3, 3)), "out": rng.normal(size=(1, 6, 3, 3)), "label": rng.normal(size=(11, 6))}
 fresh = lambda: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)  # the pmapped step donates them
 key = jax.random.key(7)
 

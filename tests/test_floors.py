@@ -15,7 +15,7 @@ FLOORS = {
     for floor, names in {
         0: "types errors version",
         1: "schedules process predictions timesteps weightings grids noise",
-        2: "losses likelihood denoisers samplers ode editing",
+        2: "losses likelihood denoisers samplers ode editing mixtures",
         3: "config build sampling generate pictures plots catalog command_line weights nll figures edit training evaluation",
     }.items()
     for name in names.split()

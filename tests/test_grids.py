@@ -147,3 +147,111 @@ def test_a_truncated_grid_keeps_the_levels_between():
     np.testing.assert_array_equal(grids.truncated(grid).t, grid.t)
     with pytest.raises(ValueError, match="no level"):
         grids.truncated(grid, start=10, stop=5)
+
+
+# Grids of any spread
+
+SPREAD = {name: grids.GRIDS[name] for name in ("uniform", "karras", "logsnr", "quadratic", "trailing", "leading")}
+
+
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+@pytest.mark.parametrize("name", SPREAD)
+def test_every_grid_falls_from_noisy_to_clean_on_its_schedule(x64, schedule, name):
+    schedule = schedules.SCHEDULES[schedule]()
+    grid = SPREAD[name](schedule, 11)
+    assert grid.t.shape == grid.alpha.shape == grid.sigma.shape == (11,)
+    assert np.all(np.diff(grid.t) < 0)
+    assert np.all(np.diff(grid.logsnr) > 0)
+    for a, b in zip(grid, schedule.level(grid.t), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    if name != "leading":
+        np.testing.assert_allclose(grid.t[0], schedule.t_max, rtol=1e-9)
+    if name != "trailing":
+        np.testing.assert_allclose(grid.t[-1], schedule.t_min, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="at least 1"):
+        SPREAD[name](schedule, 0)
+
+
+def test_karras_is_the_papers_equation_5(x64):
+    # Karras et al. 2022, eq. 5 and table 1: sigma from 80 to 0.002, rho = 7
+    i, num = np.arange(18), 18
+    for rho in (7.0, 3.0):
+        expected = (80 ** (1 / rho) + i / (num - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
+        np.testing.assert_allclose(grids.karras(schedules.edm(), num, rho).sigma, expected, rtol=1e-9)
+        table = grids.karras(schedules.linear(), num, rho)
+        ends = [float(schedules.linear().level(t).sigma / schedules.linear().level(t).alpha) for t in (999, 0)]
+        expected = (ends[0] ** (1 / rho) + i / (num - 1) * (ends[1] ** (1 / rho) - ends[0] ** (1 / rho))) ** rho
+        np.testing.assert_allclose(table.sigma / table.alpha, expected, rtol=1e-9)
+
+
+def test_logsnr_is_even_in_the_log_snr(x64):
+    for name in ("linear", "vp", "rectified_flow"):
+        steps = np.diff(grids.logsnr(schedules.SCHEDULES[name](), 30).logsnr)
+        np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+
+
+def test_the_spacings_of_a_table_are_the_usual_ones():
+    schedule = schedules.linear(1000)
+    # Lin et al. 2023, table 2, whose t begin at 1
+    np.testing.assert_array_equal(grids.trailing(schedule, 10).t, np.arange(1000, 0, -100) - 1)
+    np.testing.assert_array_equal(grids.leading(schedule, 10).t, np.arange(900, -1, -100))
+    np.testing.assert_array_equal(grids.leading(schedule, 10).t, grids.respaced(schedule, "ddim10").t)
+    np.testing.assert_allclose(grids.quadratic(schedule, 4).t, 999 * np.array([1, 4 / 9, 1 / 9, 0]))
+    assert np.issubdtype(grids.trailing(schedule, 10).t.dtype, np.integer)
+    assert np.issubdtype(grids.trailing(schedule, 7).t.dtype, np.floating)
+    with pytest.raises(ValueError, match="1001 sampling steps"):
+        grids.trailing(schedule, 1001)
+
+
+def test_the_spacings_of_continuous_time_leave_out_an_end():
+    schedule = schedules.rectified_flow(t_min=0.2, t_max=1.0)
+    np.testing.assert_allclose(grids.trailing(schedule, 4).t, [1, 0.8, 0.6, 0.4])
+    np.testing.assert_allclose(grids.leading(schedule, 4).t, [0.8, 0.6, 0.4, 0.2])
+
+
+def test_a_log_snr_of_minus_infinity_is_a_clear_error():
+    for grid in (grids.karras, grids.logsnr):
+        with pytest.raises(ValueError, match="alpha > 0"):
+            grid(schedules.rectified_flow(t_max=1.0), 5)
+
+
+def test_explicit_takes_any_t_in_any_order():
+    schedule = schedules.linear(100)
+    for chosen in ("0,99,20", [20, 0, 99], np.array([99.0, 20.0, 0.0])):
+        grid = grids.explicit(schedule, chosen)
+        np.testing.assert_array_equal(grid.t, [99, 20, 0])
+        np.testing.assert_array_equal(grid.sigma, schedule.level(np.array([99, 20, 0])).sigma)
+    np.testing.assert_allclose(grids.explicit(schedule, "1.5,40").t, [40, 1.5])
+    np.testing.assert_allclose(grids.explicit(schedules.vp(), "0.1,0.9").t, [0.9, 0.1])
+    for wrong, message in (
+        ("a", "values of t"),
+        ("3,3", "twice"),
+        ("100", "between 0 and 99"),
+        ("-1,2", "between"),
+        ([], "between"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grids.explicit(schedule, wrong)
+
+
+def test_quantized_moves_a_grid_to_the_nearest_indices():
+    schedule = schedules.cosine(50)
+    grid = grids.explicit(schedule, "48.6,20.4,20.1,0.2")
+    moved = grids.quantized(schedule, grid)
+    np.testing.assert_array_equal(moved.t, [49, 20, 0])
+    assert np.issubdtype(moved.t.dtype, np.integer)
+    with pytest.raises(ValueError, match="table"):
+        grids.quantized(schedules.vp(), grids.uniform(schedules.vp(), 3))
+
+
+def test_between_is_between_in_log_snr(x64):
+    schedule = schedules.vp()
+    t, s = schedule.level(0.8), schedule.level(0.3)
+    for fraction in (0.0, 0.25, 1.0):
+        expected = t.logsnr + fraction * (s.logsnr - t.logsnr)
+        of_schedule, free = grids.between(t, s, fraction, schedule), grids.between(t, s, fraction)
+        np.testing.assert_allclose([of_schedule.logsnr, free.logsnr], [expected] * 2, rtol=1e-9)
+        for a, b in zip(of_schedule, schedule.level(of_schedule.t), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9)
+        np.testing.assert_allclose(free.alpha, t.alpha ** (1 - fraction) * s.alpha**fraction, rtol=1e-9)
+        np.testing.assert_allclose(free.t, 0.8 - 0.5 * fraction, rtol=1e-9)

@@ -11,6 +11,7 @@ import pytest
 from tiny import command, curves, environment, experiment_file, pixels, run_command, tiny_config
 
 from diffusion_jax.build import build
+from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -112,6 +113,21 @@ def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
         loop.train(config, tmp_path / "run")
     state, _ = final_state(config, tmp_path / "run")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_training_drops_labels_and_the_held_out_loss_keeps_them(tmp_path, monkeypatch):
+    config, seen = tiny_config(label_dropout=0.5), []
+    label_as_loss = lambda network, x0, eps, level, cond: cond.astype(np.float32)
+    monkeypatch.setattr(loop, "build", lambda config: build(config)._replace(loss=label_as_loss))
+    monkeypatch.setattr(loop, "make_train_step", lambda loss_fn, *args, **options: seen.append(loss_fn))
+    run, state = loop.begin(config, tmp_path / "run")
+    run.checkpoints.close()
+    run.log.close()
+    batch = pipeline.examples(sources.digits("test"), range(24))
+    met = seen[0]({}, jax.random.split(jax.random.key(0), 24), batch, np.zeros(24, int))
+    assert 4 < np.sum(met == 10) < 20
+    np.testing.assert_array_equal(met[met != 10], batch["label"][met != 10])
+    assert run.evaluate(state.params) == pytest.approx(batch["label"].mean())
 
 
 def test_several_steps_a_call_give_the_same_curve(undisturbed, tmp_path):

@@ -67,6 +67,19 @@ def test_a_class_can_be_asked_for_and_a_sampler_chosen(workdir):
     np.testing.assert_array_equal(tiny.arrays(folder / "samples.npz")["labels"], [7] * 4)
 
 
+def test_samples_are_guided_by_the_label_or_by_a_weaker_run(workdir, improved):
+    def images(workdir, *settings):
+        run("sample", "--workdir", workdir, *(f"--config.sampling.{setting}" for setting in settings))
+        return tiny.arrays(newest(workdir) / "samples.npz")["images"].astype(int)
+
+    images(improved, "guidance=3")
+    assert "-guidance3-" in newest(improved).name
+    itself = images(workdir, "guidance=2", f"weak={workdir}")  # leads nowhere, since it is no weaker
+    assert abs(itself - images(workdir)).max() <= 1
+    with pytest.raises(UserError, match=r"a run of another network \(.*model.learned_variance.*label_dropout"):
+        run("sample", "--workdir", workdir, "--config.sampling.guidance=2", f"--config.sampling.weak={improved}")
+
+
 def test_list_names_experiments_registries_and_settings(capsys):
     run("list")
     text = capsys.readouterr().out
@@ -76,11 +89,12 @@ def test_list_names_experiments_registries_and_settings(capsys):
 
 @pytest.fixture(scope="module")
 def improved(tmp_path_factory):
-    """A run with learned variance, the hybrid loss and importance-sampled t."""
+    """A run with learned variance, the hybrid loss, importance-sampled t and labels dropped."""
     folder = tmp_path_factory.mktemp("improved") / "run"
     config = tiny_config(num_steps=4, eval_every=0)
     config.model.learned_variance = True
     config.diffusion.prediction, config.diffusion.loss, config.diffusion.timesteps = "eps", "hybrid", "second_moment"
+    config.training.label_dropout = 0.2
     loop.train(config, folder)
     return folder
 
@@ -99,7 +113,7 @@ def test_nll_reports_the_bound_term_by_term_with_a_plot_and_the_best_steps(impro
     steps = [int(t) for t in report["best_steps"].split(",")]
     assert len(steps) == 5
     assert (steps[0], steps[-1]) == (0, 19)
-    run("sample", "--workdir", improved, "--config.sampling.grid=indices", f"--config.sampling.steps={report['best_steps']}")
+    run("sample", "--workdir", improved, "--config.sampling.grid=explicit", f"--config.sampling.steps={report['best_steps']}")
 
     run("nll", "--workdir", improved, "--config.likelihood.examples=24", "--config.likelihood.monte_carlo=40")
     estimate = json.loads((improved / "nll" / "step4-test-20-examples24-monte-carlo40.json").read_text())
@@ -150,7 +164,19 @@ def test_weights_go_out_and_come_back_bit_for_bit(improved, tmp_path, capsys):
     assert (tmp_path / "run" / "samples" / "step_0000002.png").exists()
 
 
+def test_a_run_in_continuous_time_trains_and_samples_but_has_no_bound_of_steps(tmp_path):
+    config = tiny_config(num_steps=2, eval_every=0)
+    config.diffusion.schedule, config.diffusion.prediction = "rectified_flow", "flow"
+    config.diffusion.timesteps, config.sampling.grid = "logit_normal", "uniform"
+    loop.train(config, tmp_path)
+    for name in ("plots/schedule.png", "samples/step_0000002.png"):
+        assert max(pixels(tmp_path / name).shape) > 100
+    with pytest.raises(UserError, match="nll and figures need a table of steps"):
+        run("nll", "--workdir", tmp_path)
+
+
 TRAIN = ("--workdir", "{new}", "--config", "{experiment}")
+VP, LINEAR = "--config.diffusion.schedule=vp", "--config.diffusion.schedule=linear"
 BAD_INPUT = [
     (("trian", *TRAIN), "unknown command 'trian'; did you mean 'train'?"),
     (("train",), "--workdir is missing"),
@@ -197,8 +223,31 @@ BAD_INPUT = [
     (("figures", *TRAIN, "--config.data.train_split=valid"), "splits train and test"),
     (("train", *TRAIN, "--config.diffusion.weighting=minsnr"), "did you mean 'min_snr'?"),
     (("train", *TRAIN, "--config.diffusion.weighting=p2", "--config.diffusion.norm=l1"), "needs the l2 norm"),
+    (("sample", "--workdir", "{run}", "--config.sampling.guidance=2"), "training.label_dropout above 0, or a weaker one"),
+    (("sample", "--workdir", "{run}", "--config.sampling.guidance=nan"), "must be finite"),
+    (("sample", "--workdir", "{run}", "--config.sampling.guidance_interval=3"), "0 <= low < high, as in 0.3,3, not '3'"),
+    (("sample", "--workdir", "{run}", "--config.sampling.guidance_interval=3,1"), "0 <= low < high"),
+    (("sample", "--workdir", "{run}", "--config.sampling.guidance_interval=low,3"), "0 <= low < high"),
+    (("sample", "--workdir", "{run}", "--config.sampling.guidance_rescale=1.5"), "must lie in [0, 1]"),
+    (("sample", "--workdir", "{run}", "--config.sampling.guidance_every=0"), "above 0"),
+    (("sample", "--workdir", "{run}", "--config.sampling.threshold=1"), "below 1"),
+    (("sample", "--workdir", "{run}", "--config.sampling.weak=runs/weak"), "config.sampling.guidance, which is 0"),
+    (("train", *TRAIN, "--config.sampling.guidance=1", "--config.sampling.weak=runs/none"), "runs/none holds none"),
+    (("train", *TRAIN, "--config.training.label_dropout=1"), "below 1"),
+    (("train", *TRAIN, "--config.data.num_classes=0", "--config.training.label_dropout=0.1"), "needs labels"),
     (("nll", "--workdir", "{run}", "--config.likelihood.budget=30"), "between 2 and 20"),
     (("nll", "--workdir", "{run}", "--config.likelihood.split=valid"), "splits train and test"),
+    (("train", *TRAIN, VP), "this distribution of t needs a table schedule"),
+    (("train", *TRAIN, VP, "--config.diffusion.loss=vlb"), "the variational bound of steps needs a table schedule"),
+    (("train", *TRAIN, VP, "--config.diffusion.prediction=mean"), "the mean prediction needs a table schedule"),
+    (
+        ("train", *TRAIN, LINEAR, "--config.diffusion.num_steps=20", "--config.diffusion.prediction=edm"),
+        "edm cannot be decoded at alpha = 0",
+    ),
+    (
+        ("figures", *TRAIN, VP, "--config.diffusion.timesteps=uniform", "--config.sampling.grid=uniform"),
+        "nll and figures need a table of steps (linear, cosine, sigmoid); schedule vp has none",
+    ),
     (("import", "--workdir", "{new}", "--weights", "a.pt"), "--config is missing"),
     (("import", "--workdir", "{new}", "--config", "{experiment}"), "--weights is missing"),
     (("import", "--workdir", "{new}", "--config", "{experiment}", "--weights", "no.safetensors"), "no file"),

@@ -26,7 +26,8 @@ def test_pngs_and_gifs_come_back(tmp_path):
 
 
 def test_plots_are_pictures(tmp_path):
-    plots.schedule(tmp_path / "schedule.png", schedules.cosine_betas(50), "cosine")
+    plots.schedule(tmp_path / "schedule.png", schedules.cosine(50), schedules.cosine_betas(50), "cosine")
+    plots.schedule(tmp_path / "continuous.png", schedules.edm(), None, "edm")
     plots.losses(tmp_path / "losses.png", [{"step": 1, "loss": 0.5, "loss_q0": 0.4}, {"step": 2, "eval_loss": 0.3}])
-    for name in ("schedule", "losses"):
+    for name in ("schedule", "continuous", "losses"):
         assert pixels(tmp_path / f"{name}.png").shape[1] > 500

@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import predictions, schedules
 from diffusion_jax.predictions import PREDICTIONS
 from diffusion_jax.schedules import SCHEDULES
 from diffusion_jax.types import Level
 
-ANY_LEVEL = ("eps", "x0", "v", "score")
+ANY_LEVEL = ("eps", "x0", "v", "score", "flow", "edm")
 SHAPES = [(6, 2), (6, 4, 4, 3), (6, 2, 2, 2, 1)]
 
 
@@ -66,7 +67,7 @@ def test_jit_is_eager(parameterization_of, x64, name):
         np.testing.assert_allclose(jitted, eager, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ANY_LEVEL)
+@pytest.mark.parametrize("name", [name for name in ANY_LEVEL if name != "edm"])
 def test_the_network_is_fed_x_and_t_as_they_are(name):
     x, _, level, _, _ = _case((6, 2))
     x_in, t_in = PREDICTIONS[name]().inputs(x, level)
@@ -77,9 +78,74 @@ def test_the_network_is_fed_x_and_t_as_they_are(name):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_targets_are_the_papers(x64, shape):
     x0, eps, level, alpha, sigma = _case(shape)
-    expected = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma}
+    expected = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma, "flow": eps - x0}
     for name, target in expected.items():
         np.testing.assert_allclose(PREDICTIONS[name]().target(x0, eps, level), target, rtol=1e-12, err_msg=name)
+
+
+def _karras(alpha, sigma, sigma_data=0.5):
+    """c_skip, c_out, c_in, c_noise of Karras et al. 2022, table 1, of the sigma that x / alpha has."""
+    sigma = sigma / alpha
+    total = sigma**2 + sigma_data**2
+    return sigma_data**2 / total, sigma * sigma_data / np.sqrt(total), 1 / np.sqrt(total), np.log(sigma) / 4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_edm_is_karras_preconditioning(x64, shape, sigma_data):
+    x0, eps, level, alpha, sigma = _case(shape)
+    edm, x = predictions.edm(sigma_data), alpha * x0 + sigma * eps
+    c_skip, c_out, c_in, c_noise = _karras(alpha, sigma, sigma_data)
+    x_in, t_in = edm.inputs(x, level)
+    np.testing.assert_allclose(x_in, c_in * x / alpha, rtol=1e-12)
+    np.testing.assert_allclose(t_in, c_noise.ravel(), rtol=1e-12)
+    np.testing.assert_allclose(edm.target(x0, eps, level), (x0 - c_skip * x / alpha) / c_out, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(edm.x0(eps, x, level), c_skip * x / alpha + c_out * eps, rtol=1e-12, atol=1e-12)
+    assert PREDICTIONS["edm"]().inputs(x, level)[0].shape == x.shape
+    np.testing.assert_array_equal(PREDICTIONS["edm"]().x0(eps, x, level), predictions.edm(0.5).x0(eps, x, level))
+
+
+def test_edm_feeds_and_asks_for_unit_variance(x64):
+    # Karras et al. 2022, appendix B.6: the principle that gives the coefficients
+    rng, edm = np.random.default_rng(0), predictions.edm(0.7)
+    x0, eps = 0.7 * rng.normal(size=20_000), rng.normal(size=20_000)
+    for alpha, sigma in ((1.0, 0.01), (1.0, 80.0), (0.6, 0.8), (0.1, 0.9)):
+        level = Level(0.0, alpha, sigma)
+        # 4 standard errors
+        np.testing.assert_allclose(np.std(edm.inputs(alpha * x0 + sigma * eps, level)[0]), 1, atol=4 / np.sqrt(40_000))
+        np.testing.assert_allclose(np.std(edm.target(x0, eps, level)), 1, atol=4 / np.sqrt(40_000))
+
+
+def test_float32_keeps_edms_target_at_the_least_noise():
+    # c_out = 0.002 there: the paper's quotient of a difference would lose three digits
+    x0, eps = np.random.default_rng(0).normal(size=(2, 100))
+    alpha, sigma = 1.0, 0.002
+    c_skip, c_out, _, _ = _karras(alpha, sigma)
+    expected = (x0 - c_skip * (alpha * x0 + sigma * eps)) / c_out
+    found = predictions.edm().target(x0.astype(np.float32), eps.astype(np.float32), Level(0, *np.float32([alpha, sigma])))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_flow_is_the_paths_derivative(x64):
+    # Liu et al. 2022, eq. 1: the velocity of x_t = (1 - t) x0 + t eps
+    x0, eps, t = 0.3, -1.2, 0.7
+    velocity = jax.grad(lambda t: (1 - t) * x0 + t * eps)(t)
+    level = Level(t, 1 - t, t)
+    target = predictions.flow().target(np.array([x0]), np.array([eps]), level)
+    np.testing.assert_allclose(target, velocity, rtol=1e-12)
+    # one Euler step along a constant velocity ends at the data
+    x = np.array([(1 - t) * x0 + t * eps])
+    np.testing.assert_allclose(predictions.flow().x0(target, x, level), x - t * velocity, rtol=1e-12)
+
+
+def test_flow_is_decoded_from_pure_noise(x64):
+    x, out = np.random.default_rng(0).normal(size=(2, 3, 4))
+    np.testing.assert_allclose(predictions.flow().x0(out, x, Level(1.0, 0.0, 1.0)), x - out, rtol=1e-12)
+
+
+def test_mean_needs_a_table():
+    with pytest.raises(ValueError, match="table"):
+        predictions.mean(schedules.vp())
 
 
 def test_v_is_the_derivative_along_the_angle(x64):
@@ -101,6 +167,7 @@ def test_decodings_are_the_papers(x64):
     x, out, level, alpha, sigma = _case((6, 4, 4, 3))
     vp = (np.arange(6) % 3 == 0)[:, None, None, None]
     expected = {"eps": (x - sigma * out) / alpha, "x0": out, "score": (x + sigma**2 * out) / alpha}
+    expected["flow"] = (x - sigma * out) / (alpha + sigma)
     for name, x0 in expected.items():
         np.testing.assert_allclose(PREDICTIONS[name]().x0(out, x, level), x0, rtol=1e-12, err_msg=name)
     v = PREDICTIONS["v"]().x0(out, x, level)

@@ -5,8 +5,8 @@ import pytest
 
 from diffusion_jax import schedules
 from diffusion_jax.process import q_posterior
-from diffusion_jax.schedules import BETAS, SCHEDULES, from_betas, posterior_tables
-from diffusion_jax.types import Level
+from diffusion_jax.schedules import BETAS, SCHEDULES, from_betas, posterior_tables, previous
+from diffusion_jax.types import CLEAN, Level
 
 PEERS = ["linear_100", "linear_1000", "linear_4000", "cosine_50", "cosine_1000", "cosine_4000"]
 
@@ -122,21 +122,23 @@ def test_from_betas_multiplies_what_the_steps_keep(x64):
     np.testing.assert_allclose(level.sigma**2, [0.1, 0.28, 0.496], rtol=1e-14)
 
 
-@pytest.mark.parametrize("t", [-1, 1000, 3.5, [0, 1000], np.array([-1, 5]), jnp.array([0, 1000]), float("nan")], ids=repr)
+@pytest.mark.parametrize(
+    "t", [-1, 1000, -0.5, 999.1, [0, 1000], np.array([-1, 5]), jnp.array([0, 1000]), float("nan")], ids=repr
+)
 def test_t_outside_the_table_is_an_error(t):
     # an out-of-range gather on the device would clamp without a word
     with pytest.raises(ValueError, match="from 0 to 999"):
         schedules.linear().level(t)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETAS)
 def test_ends_are_those_of_the_table(name):
     schedule = SCHEDULES[name](num_steps=50)
     assert (schedule.t_min, schedule.t_max, schedule.num_steps) == (0, 49, 50)
     assert SCHEDULES[name]().num_steps == 1000
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETAS)
 @pytest.mark.parametrize("num_steps", [50, 1000])
 def test_inverse_undoes_logsnr(x64, name, num_steps):
     schedule = SCHEDULES[name](num_steps=num_steps)
@@ -144,7 +146,7 @@ def test_inverse_undoes_logsnr(x64, name, num_steps):
     np.testing.assert_allclose(schedule.inverse(schedule.level(t).logsnr), t, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETAS)
 def test_inverse_falls_between_indices_and_stops_at_the_ends(name):
     schedule = SCHEDULES[name](num_steps=50)
     logsnr = schedule.level(np.arange(50)).logsnr
@@ -159,14 +161,14 @@ def test_inverse_reaches_a_last_level_of_pure_noise(x64):
     assert np.all(np.isfinite(schedule.inverse(np.array([-50.0, 0.5]))))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETAS)
 def test_levels_get_noisier_and_preserve_variance(x64, name):
     level = SCHEDULES[name](num_steps=100).level(np.arange(100))
     assert np.all(np.diff(level.logsnr) < 0)
     np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-14)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETAS)
 def test_jitted_level_is_the_eager_one_in_any_shape(name):
     schedule = SCHEDULES[name](num_steps=50)
     for t in (np.int32(7), np.array([0, 49, 7]), np.array([[1, 2], [3, 4]])):
@@ -176,10 +178,216 @@ def test_jitted_level_is_the_eager_one_in_any_shape(name):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("name", BETAS)
+def test_whole_floats_are_the_tables_entries(x64, name):
+    schedule, t = SCHEDULES[name](num_steps=50), np.array([0.0, 3.0, 49.0])
+    level = jax.jit(schedule.level)(t)
+    assert level.t.dtype == np.float64
+    for a, b in zip(level, schedule.level(t.astype(int)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert schedule.level(3.0).t.dtype == np.float64
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_between_indices_the_logsnr_is_linear(x64, name):
+    schedule, bar = SCHEDULES[name](num_steps=50), np.cumprod(1 - BETAS[name](50))
+    logsnr = np.log(bar / (1 - bar))
+    for fraction in (0.5, 0.125):
+        t = np.arange(49) + fraction
+        expected = (1 - fraction) * logsnr[:-1] + fraction * logsnr[1:]
+        for level in (schedule.level(t), jax.jit(schedule.level)(t)):
+            np.testing.assert_array_equal(level.t, t)
+            np.testing.assert_allclose(level.alpha**2, 1 / (1 + np.exp(-expected)), rtol=1e-9)
+            np.testing.assert_allclose(level.sigma**2, 1 / (1 + np.exp(expected)), rtol=1e-9)
+
+
+def test_a_traced_t_outside_the_table_is_the_nearer_end():
+    schedule = schedules.cosine(50)
+    for t, end in ((-2.5, 0), (70.5, 49)):
+        np.testing.assert_array_equal(jax.jit(schedule.level)(t), schedule.level(float(end)))
+
+
+def test_between_an_index_and_pure_noise_the_level_is_finite():
+    # beta 1: the table's log-SNR ends at -inf
+    level = from_betas([0.1, 0.2, 1.0]).level(np.array([1.0, 1.0 + 1e-4, 1.5, 2.0]))
+    assert np.all(np.isfinite(np.asarray(level)))
+    assert np.all(np.diff(level.alpha) <= 0)
+    assert level.alpha[-1] == 0.0
+
+
+def test_the_neighbour_of_a_fractional_level_is_one_index_cleaner(x64):
+    schedule = schedules.cosine(50)
+    before = previous(schedule, schedule.level(np.array([0.0, 0.4, 1.0, 7.25])))
+    np.testing.assert_allclose(before.t, [CLEAN.t, 0, 0, 6.25])
+    np.testing.assert_allclose(before.alpha[1:], schedule.level(np.array([0.0, 0.0, 6.25])).alpha, rtol=1e-12)
+    assert (before.alpha[0], before.sigma[0]) == (1.0, 0.0)
+
+
+def test_the_neighbour_of_a_whole_level_is_the_index_before():
+    before = previous(schedules.cosine(50), schedules.cosine(50).level(np.arange(50)))
+    assert before.t.dtype == np.int32
+    np.testing.assert_array_equal(before.t, np.arange(-1, 49))
+    with pytest.raises(ValueError, match="only a table's"):
+        previous(schedules.vp(), schedules.vp().level(0.5))
+
+
+# In continuous time
+
+
+CONTINUOUS = [name for name in SCHEDULES if name not in BETAS]
+
+
+def _integral(t):
+    """Of the VP SDE's beta(t) = 0.1 + 19.9 t from 0, by Simpson's rule, which is exact for it."""
+    return t / 6 * (0.1 + 4 * (0.1 + 19.9 * t / 2) + (0.1 + 19.9 * t))
+
+
+def _preserving(logsnr):
+    return np.sqrt(1 / (1 + np.exp(-logsnr))), np.sqrt(1 / (1 + np.exp(logsnr)))
+
+
+def _cosine_logsnr(t, shift=0.0):
+    """As in Hoogeboom et al. 2023's listing, with the ends where they are told to be."""
+    ends = np.arctan(np.exp(-0.5 * (15.0 - shift))), np.arctan(np.exp(-0.5 * (-15.0 - shift)))
+    return -2 * np.log(np.tan(ends[0] + t * (ends[1] - ends[0]))) + shift
+
+
+# What the papers write; a new schedule states its own.
+MARGINALS = {
+    "vp": lambda t: (np.exp(-_integral(t) / 2), np.sqrt(1 - np.exp(-_integral(t)))),
+    "sub_vp": lambda t: (np.exp(-_integral(t) / 2), 1 - np.exp(-_integral(t))),
+    "ve": lambda t: (np.ones_like(t), 0.01 * 5000.0**t),
+    "edm": lambda t: (np.ones_like(t), t),
+    "rectified_flow": lambda t: (1 - t, t),
+    "linear_logsnr": lambda t: _preserving(15 - 30 * t),
+    "cosine_logsnr": lambda t: _preserving(_cosine_logsnr(t)),
+}
+# dx = f x dt + g dw: name -> t -> (f, g^2)
+SDES = {
+    "vp": lambda t: (-(0.1 + 19.9 * t) / 2, 0.1 + 19.9 * t),
+    "sub_vp": lambda t: (-(0.1 + 19.9 * t) / 2, (0.1 + 19.9 * t) * (1 - np.exp(-2 * _integral(t)))),
+    "ve": lambda t: (0 * t, (0.01 * 5000.0**t) ** 2 * 2 * np.log(5000)),
+    "edm": lambda t: (0 * t, 2 * t),
+    "rectified_flow": lambda t: (-1 / (1 - t), 2 * t / (1 - t)),
+}
+
+
+def _times(schedule, num=41):
+    return np.linspace(schedule.t_min, schedule.t_max, num)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_levels_are_the_papers(name):
+    schedule = SCHEDULES[name]()
+    t = _times(schedule)
+    for double, rtol in ((True, 1e-10), (False, 2e-5)):
+        with jax.enable_x64(double):
+            level = schedule.level(t if double else t.astype(np.float32))
+            assert {a.dtype for a in level} == {np.dtype(np.float64 if double else np.float32)}
+            np.testing.assert_array_equal(level.t, t if double else t.astype(np.float32))
+            for found, expected in zip(level[1:], MARGINALS[name](np.asarray(level.t, np.float64)), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_continuous_levels_solve_the_papers_sde(x64, name):
+    # of its marginal: d log alpha / dt = f and d sigma^2 / dt = 2 f sigma^2 + g^2 (Särkkä & Solin 2019, eqs. 6.2)
+    schedule, h = SCHEDULES[name](), 1e-6
+    t = _times(schedule)[1:-1]
+    before, level, after = (schedule.level(t + step) for step in (-h, 0.0, h))
+    f, g2 = SDES[name](t)
+    np.testing.assert_allclose((np.log(after.alpha) - np.log(before.alpha)) / (2 * h), f, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose((after.sigma**2 - before.sigma**2) / (2 * h), 2 * f * level.sigma**2 + g2, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_whole_floats_serve_as_indices(name):
-    schedule = SCHEDULES[name](num_steps=50)
-    np.testing.assert_array_equal(schedule.level(np.array([3.0, 49.0])), schedule.level(np.array([3, 49])))
+def test_inverse_undoes_logsnr_at_any_t(name):
+    schedule = SCHEDULES[name]()
+    t = np.append(_times(schedule), schedule.t_min + (schedule.t_max - schedule.t_min) * np.geomspace(1e-4, 1e-2, 9))
+    for double in (True, False):
+        with jax.enable_x64(double):
+            found = schedule.inverse(schedule.level(t).logsnr)
+            np.testing.assert_allclose(found, t, rtol=1e-9 if double else 1e-4, atol=1e-10 if double else 2e-6)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_levels_get_noisier_in_any_shape_jitted_or_not(name):
+    schedule = SCHEDULES[name]()
+    assert schedule.num_steps is None
+    assert np.all(np.diff(schedule.level(_times(schedule)).logsnr) < 0)
+    for t in (0.5, np.float32(0.25), np.array([0.25, 0.5]), np.array([[0.25], [0.5]]), np.array(1), 1):
+        eager, jitted = schedule.level(t), jax.jit(schedule.level)(t)
+        for a, b in zip(eager, jitted, strict=True):
+            assert a.shape == b.shape == np.shape(t)
+            assert a.dtype == b.dtype == np.float32
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_continuous_schedules_end_where_they_say(x64):
+    for name in ("linear_logsnr", "cosine_logsnr"):
+        schedule = SCHEDULES[name](-9.0, 7.0)
+        np.testing.assert_allclose(schedule.level(np.array([0.0, 1.0])).logsnr, [7, -9], rtol=1e-12)
+        assert (schedule.t_min, schedule.t_max) == (0, 1)
+    np.testing.assert_allclose(schedules.ve(0.02, 30.0).level(np.array([0.0, 1.0])).sigma, [0.02, 30], rtol=1e-12)
+    assert schedules.edm(0.1, 7.0)[2:4] == (0.1, 7.0)
+    assert schedules.vp(t_min=0.01, t_max=0.9)[2:4] == schedules.sub_vp(t_min=0.01, t_max=0.9)[2:4] == (0.01, 0.9)
+
+
+def test_float32_keeps_the_ends_of_the_cosine():
+    # tan near pi/2 would lose 6e-4 of the log-SNR
+    np.testing.assert_allclose(schedules.cosine_logsnr().level(np.array([0.0, 1.0])).logsnr, [15, -15], rtol=2e-6)
+
+
+def test_other_betas_and_shifts_enter_the_formulas(x64):
+    t = np.array([0.2, 0.7])
+    for make, power in ((schedules.vp, 0.5), (schedules.sub_vp, 1.0)):
+        schedule = make(beta_min=0.3, beta_max=4.0)
+        kept = np.exp(-0.3 * t - 3.7 * t**2 / 2)
+        np.testing.assert_allclose(schedule.level(t).sigma, (1 - kept) ** power, rtol=1e-12)
+        np.testing.assert_allclose(schedule.inverse(schedule.level(t).logsnr), t, rtol=1e-12)
+    level = schedules.cosine_logsnr(shift=-1.5).level(t)
+    np.testing.assert_allclose(level.logsnr, _cosine_logsnr(t, -1.5), rtol=1e-9)
+    # far from the ends a shift is a shift
+    wide = [schedules.cosine_logsnr(-60.0, 60.0, shift).level(t).logsnr for shift in (0.0, -1.5)]
+    np.testing.assert_allclose(wide[1] - wide[0], -1.5, rtol=1e-9)
+    np.testing.assert_allclose(wide[0], -2 * np.log(np.tan(np.pi * t / 2)), rtol=1e-9)
+
+
+def test_rectified_flow_may_end_in_pure_noise():
+    schedule = schedules.rectified_flow(t_max=1.0)
+    level = schedule.level(1.0)
+    assert (level.alpha, level.sigma, level.logsnr) == (0.0, 1.0, -np.inf)
+    assert schedule.inverse(-np.inf) == 1.0
+
+
+def test_any_logsnr_makes_a_schedule(x64):
+    schedule = schedules.from_logsnr(lambda t: 3.0 - t**2, lambda logsnr: jnp.sqrt(3.0 - logsnr), 0.0, 2.0)
+    t = np.linspace(0, 2, 5)
+    level = schedule.level(t)
+    np.testing.assert_allclose(level.logsnr, 3 - t**2, rtol=1e-12)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-12)
+    np.testing.assert_allclose(schedule.inverse(level.logsnr), t, atol=1e-7)
+    assert schedule[2:] == (0.0, 2.0, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (schedules.vp, {"t_min": 0.0}),
+        (schedules.vp, {"beta_min": 3.0, "beta_max": 2.0}),
+        (schedules.vp, {"beta_min": 0.0, "beta_max": 0.0}),
+        (schedules.sub_vp, {"t_min": 0.5, "t_max": 0.5}),
+        (schedules.ve, {"sigma_min": 0.0}),
+        (schedules.edm, {"sigma_min": 3.0, "sigma_max": 2.0}),
+        (schedules.rectified_flow, {"t_max": 1.01}),
+        (schedules.rectified_flow, {"t_min": 0.0}),
+        (schedules.linear_logsnr, {"logsnr_min": 15.0}),
+        (schedules.cosine_logsnr, {"logsnr_max": float("nan")}),
+    ],
+)
+def test_impossible_settings_of_continuous_schedules_are_errors(make, settings):
+    with pytest.raises(ValueError, match="rise|fall|at most 1"):
+        make(**settings)
 
 
 def test_logsnr_is_the_log_of_the_ratio_of_powers():

@@ -63,6 +63,32 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), states[0], other)
 
 
+def labels_of(size, **options):
+    """(keys, batch) -> the labels that the loss meets, and its noise, of a batch of `size`."""
+    shown = lambda network, x0, eps, level, cond: (cond, eps)
+    loss_fn = make_loss_fn(lambda *args, **kwargs: None, SCHEDULE, shown, **options)
+    batch = {"image": np.zeros((size, 1, 1, 1), np.uint8), "label": np.arange(size, dtype=np.int32) % 10}
+    return lambda keys: loss_fn(None, keys, batch, jnp.zeros(size, int)), batch["label"]
+
+
+def test_labels_are_dropped_in_their_share_by_each_examples_key():
+    size, keys = 4000, jax.random.split(jax.random.key(0), 4000)
+    run, labels = labels_of(size, label_dropout=0.3, no_label=10)
+    met, noise = run(keys)
+    dropped = met == 10
+    np.testing.assert_array_equal(met[~dropped], labels[~dropped])
+    assert abs(dropped.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / size)
+    np.testing.assert_array_equal(run(keys[::-1])[0][::-1] == 10, dropped)  # wherever in a batch an example lies
+    assert (run(jax.random.split(jax.random.key(1), size))[0] == 10).tolist() != dropped.tolist()
+    assert abs(np.corrcoef(dropped, noise.ravel())[0, 1]) < 4 / np.sqrt(size)
+    np.testing.assert_array_equal(labels_of(size)[0](keys)[1], noise)  # the noise is that of no dropout
+
+
+def test_without_label_dropout_labels_are_untouched():
+    run, labels = labels_of(4)
+    assert run(jax.random.split(jax.random.key(0), 4))[0] is labels
+
+
 def test_a_batch_that_cannot_be_cut_into_the_parts_is_refused():
     state = init_state({"p": jnp.float32(3.0)}, optax.sgd(0.1))
     with pytest.raises(ValueError, match="not divisible into 3"):

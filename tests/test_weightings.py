@@ -40,16 +40,20 @@ class Case:
         alpha, sigma = np.sqrt(column(bar)), np.sqrt(1 - column(bar))
         x_t = alpha * self.x0 + sigma * self.eps
         eps = (x_t - alpha * self.guess) / sigma
+        c_out = 0.5 * (sigma / alpha) / np.sqrt(0.25 + (sigma / alpha) ** 2)  # Karras et al. 2022, table 1
         of_x0, of_x_t = np.sqrt(prev) * betas / (1 - bar), np.sqrt(1 - betas) * (1 - prev) / (1 - bar)
         self.outputs = {
             "eps": eps,
             "x0": self.guess,
             "v": alpha * eps - sigma * self.guess,
             "score": -eps / sigma,
+            "flow": eps - self.guess,
+            "edm": (self.guess - 0.25 / (0.25 + (sigma / alpha) ** 2) * x_t / alpha) / c_out,
             "mean": column(of_x0) * self.guess + column(of_x_t) * x_t,
         }
         # ||error of the target||^2 / ||error of x0||^2
         self.factors = {"eps": self.snr, "x0": 1.0, "v": self.snr + 1, "score": self.snr / (1 - bar[T]), "mean": of_x0[T] ** 2}
+        self.factors |= {"flow": (np.sqrt(self.snr) + 1) ** 2, "edm": 1 / c_out.ravel() ** 2}
         self.error = np.mean((self.guess - self.x0) ** 2, axis=(1, 2, 3))
 
     def parameterization(self, name):
@@ -79,7 +83,7 @@ def test_the_weighted_loss_is_one_number_whatever_the_network_predicts(case, wei
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("name", ["eps", "x0", "v", "score"])
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "score", "flow"])
 def test_the_law_holds_for_schedules_that_do_not_preserve_variance(x64, weighting, name):
     t = np.array([0.1, 0.5, 0.9])
     x0, eps, error = np.random.default_rng(1).normal(size=(3, 3, 4))
@@ -87,7 +91,13 @@ def test_the_law_holds_for_schedules_that_do_not_preserve_variance(x64, weightin
         alpha, sigma = level.alpha[:, None], level.sigma[:, None]
         guess = x0 + 0.1 * error
         noise = (alpha * x0 + sigma * eps - alpha * guess) / sigma
-        output = {"eps": noise, "x0": guess, "v": alpha * noise - sigma * guess, "score": -noise / sigma}[name]
+        output = {
+            "eps": noise,
+            "x0": guess,
+            "v": alpha * noise - sigma * guess,
+            "score": -noise / sigma,
+            "flow": noise - guess,
+        }[name]
         loss = denoising(predictions.PREDICTIONS[name](), weighting=WEIGHTINGS[weighting]())
         expected = [OF_X0[weighting](snr) for snr in (level.alpha / level.sigma) ** 2] * np.mean((0.1 * error) ** 2, axis=1)
         np.testing.assert_allclose(loss(lambda x, t, cond, out=output: out, x0, eps, level), expected, rtol=1e-9)
@@ -118,6 +128,7 @@ CLOSED = {
     "simple on v": ("v", WEIGHTINGS["simple"](), lambda snr: snr / (snr + 1)),
     "x0 on x0": ("x0", WEIGHTINGS["x0"](), np.ones_like),
     "EDM on eps": ("eps", edm(0.5), lambda snr: 1 + 1 / (0.25 * snr)),
+    "EDM on EDM's network": ("edm", edm(0.5), np.ones_like),
     "EDM of unit data on v": ("v", edm(1.0), np.ones_like),  # Karras et al.'s preconditioning is v where sigma_data = 1
 }
 

@@ -1,16 +1,57 @@
 """Samplers, and `sample`, the library's only loop over a reverse chain.
 
 A sampler moves x from a level t to the cleaner level s. The last hop, to sigma = 0, is the denoiser's x0: exact for DDPM,
-whose posterior there has mean x0 and variance 0, and for every ODE method here.
+whose posterior there has mean x0 and variance 0, and for every method here whose slope is eps or x0.
 
 `keys` is one PRNG key per example, so that sample number i is the same in any batch.
 """
 
 from diffusion_jax.noise import example_keys, initial_noise, normal
-from diffusion_jax.samplers import first_order
-from diffusion_jax.samplers.chain import invert, sample
-from diffusion_jax.samplers.first_order import ancestral, ddim
+from diffusion_jax.samplers import adaptive, edm, first_order, langevin, multistep, singlestep
+from diffusion_jax.samplers.adaptive import adaptive_ode
+from diffusion_jax.samplers.cached import cached
+from diffusion_jax.samplers.chain import Path, invert, num_steps_for, progressive, sample
+from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
+from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
+from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
+from diffusion_jax.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
+from diffusion_jax.samplers.singlestep import dpm_solver_2, dpm_solver_3
 
-SAMPLERS = {**first_order.SAMPLERS}
+SAMPLERS = {
+    **first_order.SAMPLERS,
+    **edm.SAMPLERS,
+    **multistep.SAMPLERS,
+    **singlestep.SAMPLERS,
+    **langevin.SAMPLERS,
+    **adaptive.SAMPLERS,
+}
 
-__all__ = ["SAMPLERS", "ancestral", "ddim", "example_keys", "initial_noise", "invert", "normal", "sample"]
+__all__ = [
+    "MAX_GAMMA",
+    "SAMPLERS",
+    "Path",
+    "adaptive_ode",
+    "ancestral",
+    "annealed_langevin",
+    "cached",
+    "ddim",
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
+    "edm_churn",
+    "euler",
+    "euler_maruyama",
+    "example_keys",
+    "heun",
+    "heun_flow",
+    "initial_noise",
+    "invert",
+    "normal",
+    "num_steps_for",
+    "predictor_corrector",
+    "progressive",
+    "sample",
+    "unipc",
+]

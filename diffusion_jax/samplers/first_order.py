@@ -1,4 +1,4 @@
-"""DDPM's ancestral sampling and DDIM, of order 1 both."""
+"""Samplers of order 1: DDPM's ancestral sampling, DDIM, Euler's method, Euler-Maruyama."""
 
 import jax.numpy as jnp
 
@@ -36,13 +36,40 @@ def ddim(eta: float = 0.0) -> Sampler:
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         prediction = denoiser(x, t)
         s, t = s.expand(x.ndim), t.expand(x.ndim)
+        if eta == 0.0:
+            return s.alpha * prediction.x0 + s.sigma * prediction.eps, state
         noise_share = -jnp.expm1(logsnr_drop(s, t)) * eta**2
         x = s.alpha * prediction.x0 + s.sigma * jnp.sqrt(1.0 - noise_share) * prediction.eps
-        if eta > 0:
-            x = x + s.sigma * jnp.sqrt(noise_share) * noise.normal(keys, x.shape[1:])
-        return x, state
+        return x + s.sigma * jnp.sqrt(noise_share) * noise.normal(keys, x.shape[1:]), state
 
     return Sampler(lambda x, level: (), step)
 
 
-SAMPLERS = {"ancestral": ancestral, "ddim": ddim}
+def euler() -> Sampler:
+    """Euler's method for the probability-flow ODE (Karras et al. 2022, eq. 4), which is DDIM; of order 1.
+
+    In x / alpha over sigma / alpha, as in sigma with alpha = 1 and as in t of a rectified flow, the ODE's slope is constant
+    while x0 and eps are: Euler's step goes to alpha_s x0 + sigma_s eps.
+    """
+    return ddim(0.0)
+
+
+def euler_maruyama() -> Sampler:
+    """Euler-Maruyama for the reverse SDE dx = (f x - g^2 score) dt + g dw (Song et al. 2021b, eq. 6); weakly of order 1.
+
+    Of the coefficients the integrals over the step are taken, which need no t: of f, log(alpha_t / alpha_s), and of g^2 =
+    d sigma^2 / dt - 2 f sigma^2 by the trapezoidal rule.
+    """
+
+    def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
+        eps = denoiser(x, t).eps
+        s, t = s.expand(x.ndim), t.expand(x.ndim)
+        growth = jnp.log(s.alpha / t.alpha)
+        g2 = t.sigma**2 - s.sigma**2 + (t.sigma**2 + s.sigma**2) * growth
+        x = x + growth * x - g2 / t.sigma * eps
+        return x + jnp.sqrt(g2) * noise.normal(keys, x.shape[1:]), state
+
+    return Sampler(lambda x, level: (), step)
+
+
+SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "euler": euler, "euler_maruyama": euler_maruyama}

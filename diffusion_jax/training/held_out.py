@@ -5,22 +5,21 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from diffusion_jax import timesteps
 from diffusion_jax.data import pipeline
 from diffusion_jax.noise import example_keys
 from diffusion_jax.training.parallel import map_examples
-from diffusion_jax.types import Schedule
+from diffusion_jax.types import Timesteps
 
 
-def make_evaluate(loss_fn: Callable, schedule: Schedule, source, examples: int, batch_size: int, seed: int) -> Callable:
+def make_evaluate(loss_fn: Callable, distribution: Timesteps, source, examples: int, batch_size: int, seed: int) -> Callable:
     """evaluate(params) -> the mean loss of `examples` examples, going round the source as often as that takes.
 
-    loss_fn: (params, keys [B], batch, t [B]) -> losses [B]. t is uniform, whatever the training's distribution is.
+    loss_fn: (params, keys [B], batch, t [B]) -> losses [B]. distribution: of t, one without a state.
     """
     t_key, noise_key = jax.random.split(jax.random.key(seed))
 
     def losses(params, index, batch):
-        t, _ = timesteps.uniform(schedule).sample((), t_key, index, examples)
+        t, _ = distribution.sample((), t_key, index, examples)
         return loss_fn(params, example_keys(noise_key, index), batch, t)
 
     mapped = map_examples(losses)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import generate, pictures, plots
+from diffusion_jax import generate, pictures, plots, timesteps
 from diffusion_jax.build import Parts, build, check_trains
 from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
@@ -90,13 +90,16 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     load = lambda split: sources.load(data.source, split, data.name, data.folder, data.shape, data.num_classes)
     batches = pipeline.training_batches(load(data.train_split), settings.batch_size, config.seed, data.flip)
     loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss)
-    if settings.eval_every:
+    if settings.eval_every:  # with all labels
         held_out = load(data.eval_split)
-        evaluate = make_evaluate(loss_fn, parts.schedule, held_out, settings.eval_examples, settings.batch_size, config.seed)
+        # the same for all runs of an objective: uniform, unless the distribution of t is part of the objective
+        own = config.diffusion.timesteps in timesteps.OBJECTIVES
+        distribution = parts.timesteps if own else timesteps.uniform(parts.schedule)
+        evaluate = make_evaluate(loss_fn, distribution, held_out, settings.eval_examples, settings.batch_size, config.seed)
     else:
         evaluate = lambda params: float("nan")
     step_fn = make_train_step(
-        loss_fn,
+        make_loss_fn(parts.apply_fn, parts.schedule, parts.loss, settings.label_dropout, data.num_classes),
         parts.optimizer,
         warmed_up_ema(settings.ema_decay),
         parts.timesteps,
@@ -104,6 +107,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         axis_name=AXIS,
         accumulation=settings.accumulation_steps,
     )
+    draw = make_generate(config, parts, weak=generate.weak_params(config))
 
     open_workdir(workdir, config)
     checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
@@ -119,14 +123,13 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
 
     for folder in ("samples", "plots"):
         (workdir / folder).mkdir(exist_ok=True)
-    plots.schedule(workdir / "plots" / "schedule.png", parts.betas, config.diffusion.schedule)
+    plots.schedule(workdir / "plots" / "schedule.png", parts.schedule, parts.betas, config.diffusion.schedule)
     step = int(state.step)
     log = RunLog(workdir, step, settings.num_steps, settings.batch_size)
     parameters = sum(a.size for a in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {devices}")
     take_steps = replicated_step(step_fn, settings.steps_per_call)
-    draw = make_generate(config, parts)
     return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, checkpoints, log), state
 
 

@@ -11,17 +11,21 @@ from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import ApplyFn, Loss, Schedule, Timesteps
 
 
-def make_loss_fn(apply_fn: ApplyFn, schedule: Schedule, loss: Loss) -> Callable:
+def make_loss_fn(apply_fn: ApplyFn, schedule: Schedule, loss: Loss, label_dropout: float = 0.0, no_label: int = 0) -> Callable:
     """(params, keys [B], batch, t [B]) -> losses [B] of a batch {"image": uint8 [B, H, W, C], "label": int [B], optional}.
 
-    apply_fn takes `dropout_key` besides: the key of the batch's dropout.
+    apply_fn takes `dropout_key` besides: the key of the batch's dropout. With the probability `label_dropout` an example's
+    label, which the batch must then have, becomes `no_label` (Ho & Salimans 2022, algorithm 1), by the example's own key.
     """
 
     def loss_fn(params, keys, batch, t, dropout_key=None):
-        x0 = to_float(batch["image"])
+        x0, labels = to_float(batch["image"]), batch.get("label")
         noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+        if label_dropout > 0:
+            drop = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), label_dropout))(keys)
+            labels = jnp.where(drop, no_label, batch["label"])
         network = lambda x, t, cond: apply_fn(params, x, t, cond, dropout_key=dropout_key)
-        return loss(network, x0, normal(noise_keys, x0.shape[1:]), schedule.level(t), batch.get("label"))
+        return loss(network, x0, normal(noise_keys, x0.shape[1:]), schedule.level(t), labels)
 
     return loss_fn
 

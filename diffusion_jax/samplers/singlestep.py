@@ -1,0 +1,51 @@
+"""Single-step methods, which visit levels between those of the grid: DPM-Solver-2 and -3."""
+
+import jax.numpy as jnp
+
+from diffusion_jax.grids import between
+from diffusion_jax.samplers.multistep import growth
+from diffusion_jax.types import Denoiser, Level, Prediction, Sampler, Schedule
+
+
+def _hop(prediction: Prediction, s: Level):
+    """DPM-Solver-1, which is DDIM."""
+    return s.alpha * prediction.x0 + s.sigma * prediction.eps
+
+
+def dpm_solver_2(schedule: Schedule | None = None) -> Sampler:
+    """DPM-Solver-2 (Lu et al. 2022a, algorithm 1), two calls a step, noise prediction; of order 2.
+
+    schedule: of the network, which embeds the t of the level in the middle; without it that t is interpolated.
+    """
+
+    def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
+        middle = between(t, s, 0.5, schedule)
+        first = denoiser(x, t)
+        second = denoiser(_hop(first, middle.expand(x.ndim)), middle)
+        s_, h = s.expand(x.ndim), growth(s.expand(x.ndim), t.expand(x.ndim))
+        return _hop(first, s_) - s_.sigma * jnp.expm1(h) * (second.eps - first.eps), state
+
+    return Sampler(lambda x, level: (), step)
+
+
+def dpm_solver_3(schedule: Schedule | None = None) -> Sampler:
+    """DPM-Solver-3 (Lu et al. 2022a, algorithm 2, r1 = 1/3, r2 = 2/3), three calls a step, noise prediction; of order 3.
+
+    schedule: as in `dpm_solver_2`.
+    """
+
+    def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
+        one, two = between(t, s, 1 / 3, schedule), between(t, s, 2 / 3, schedule)
+        one_, two_, s_ = one.expand(x.ndim), two.expand(x.ndim), s.expand(x.ndim)
+        h = growth(s_, t.expand(x.ndim))
+        rest = lambda h: jnp.expm1(h) / h - 1.0
+        first = denoiser(x, t)
+        second = denoiser(_hop(first, one_), one)
+        at_two = _hop(first, two_) - 2.0 * two_.sigma * rest(2 / 3 * h) * (second.eps - first.eps)
+        third = denoiser(at_two, two)
+        return _hop(first, s_) - 1.5 * s_.sigma * rest(h) * (third.eps - first.eps), state
+
+    return Sampler(lambda x, level: (), step)
+
+
+SAMPLERS = {"dpm_solver_2": dpm_solver_2, "dpm_solver_3": dpm_solver_3}

@@ -1,0 +1,78 @@
+"""The likelihood by the probability-flow ODE against densities in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chains import KEY
+
+from diffusion_jax import ode
+from diffusion_jax.mixtures import Mixture
+from diffusion_jax.noise import example_keys
+from diffusion_jax.schedules import SCHEDULES
+from diffusion_jax.types import CLEAN, Prediction
+
+MIXTURE = Mixture(np.array([0.3, 0.7]), np.array([[-0.9, 0.4], [0.6, -0.2]]), np.array([0.25, 0.2]))
+X0 = np.array([[-0.9, 0.4], [-0.5, 0.6], [0.6, -0.2], [0.8, 0.3], [0.0, 0.0], [1.2, -1.0]])
+
+
+@pytest.mark.parametrize("schedule", ["vp", "edm", "linear", "rectified_flow", "cosine_logsnr"])
+def test_the_mixtures_likelihood_is_its_density(schedule):
+    schedule = SCHEDULES[schedule]()
+    clean, noisy = (schedule.level(t) for t in (schedule.t_min, schedule.t_max))
+    found = jax.jit(lambda x: ode.log_likelihood(MIXTURE.denoiser, x, clean, noisy))(X0)
+    # of the data with the cleanest level's noise, in the data's units; and where that is little, of the data themselves
+    noised = MIXTURE._replace(stds=np.hypot(MIXTURE.stds, float(clean.sigma / clean.alpha)))
+    np.testing.assert_allclose(found, noised.log_prob(X0, CLEAN), atol=8e-3)
+    if float(clean.sigma / clean.alpha) < 0.006:
+        np.testing.assert_allclose(found, MIXTURE.log_prob(X0, CLEAN), atol=1e-2)
+
+
+def test_hutchinsons_estimate_has_the_exact_one_as_its_mean():
+    schedule = SCHEDULES["vp"]()
+    clean, noisy = (schedule.level(t) for t in (schedule.t_min, schedule.t_max))
+    estimate = lambda x, keys: ode.log_likelihood(MIXTURE.denoiser, x, clean, noisy, keys, 2)
+    x0 = np.repeat(X0[1:2], 2000, axis=0)
+    found = np.asarray(jax.jit(estimate)(x0, example_keys(KEY, np.arange(2000))))
+    error = found.std() / np.sqrt(len(found))
+    assert 1e-4 < error < 0.03  # it is random
+    np.testing.assert_allclose(found.mean(), MIXTURE.log_prob(X0[1:2], CLEAN)[0], atol=4 * error + 5e-3)
+
+
+@pytest.mark.parametrize("probes", [None, 1])
+def test_the_divergence_is_the_trace_of_the_jacobian(x64, probes):
+    matrix = np.random.default_rng(0).normal(size=(6, 6))
+    linear = lambda z: jnp.einsum("ij,bj->bi", matrix, z.reshape(3, 6)).reshape(z.shape)
+    z = np.random.default_rng(1).normal(size=(3, 2, 3))
+    if probes is None:
+        directions, expected = None, np.full(3, np.trace(matrix))
+    else:
+        directions = np.random.default_rng(2).normal(size=(5, 3, 2, 3))
+        flat = directions.reshape(5, 3, 6)
+        expected = np.einsum("kbi,ij,kbj->b", flat, matrix, flat) / 5
+    value, divergence = ode.divergence(linear, jnp.asarray(z), directions)
+    np.testing.assert_allclose(value, linear(z), rtol=1e-12)
+    np.testing.assert_allclose(divergence, expected, rtol=1e-9)
+
+
+def test_bits_per_dim_of_a_known_density_of_8_bit_values():
+    # data uniform over the 256 bins: density 1 / 2 (x 255 / 256) a dimension, 8 bits each
+    size = 12
+    nats = np.array([-size * np.log(256 * 2 / 255)])
+    np.testing.assert_allclose(ode.bits_per_dim(nats, size), [8.0], rtol=1e-6)
+
+
+def test_dequantization_stays_within_the_bins():
+    x0 = np.broadcast_to(np.array([-1.0, 3 / 255, 1.0]), (500, 3))
+    noisy = np.asarray(ode.dequantized(example_keys(KEY, np.arange(500)), x0))
+    offset = (noisy - x0) * 255
+    assert np.abs(offset).max() <= 1.001
+    np.testing.assert_allclose(offset.std(), np.sqrt(1 / 3), rtol=0.06)
+    assert len(np.unique(offset)) > 1000
+
+
+def test_a_flow_that_cannot_be_solved_is_nan():
+    rough = lambda x, level: Prediction(jnp.sin(1e5 * x), jnp.sin(1e5 * x))
+    schedule = SCHEDULES["vp"]()
+    flow = ode.flow(rough, schedule.level(1.0), schedule.level(0.001))
+    assert np.all(np.isnan(jax.jit(lambda z: ode.solve(flow, z, 1e-7, 1e-7))(jnp.ones((1, 2)))))
