@@ -115,10 +115,11 @@ def log_likelihood(
 
 def bits_per_dim(log_likelihood: Array, size: int) -> jax.Array:
     """Of 8-bit data in [-1, 1] to which `dequantized` has added noise: bins are 2 / 255 wide. log_likelihood in nats, [B]."""
-    return -jnp.asarray(log_likelihood) / (size * np.log(2.0)) - np.log2(2.0 / 255.0)
+    nats = jnp.asarray(log_likelihood)
+    return -nats / (size * np.log(2.0)) - np.log2(2.0 / 255.0)
 
 
 def dequantized(keys: jax.Array, x0: Array) -> jax.Array:
     """x0 [B, ...] of 8-bit values with noise uniform over their bins, +-1/255 (Theis et al. 2016, section 3.1). keys: [B]."""
     uniform = lambda key: jax.random.uniform(key, jnp.shape(x0)[1:], minval=-1.0, maxval=1.0)
-    return x0 + jax.vmap(uniform)(keys) / 255.0
+    return jax.vmap(uniform)(keys) / 255.0 + x0

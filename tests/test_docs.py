@@ -1,17 +1,13 @@
 """What the documents show is run."""
 
 import re
+import shutil
+import subprocess
+import sys
 
-import jax
-import jax.numpy as jnp
 import nbclient
 import nbformat
-import numpy as np
-import pytest
 from tiny import ROOT
-
-from diffusion_jax import grids, samplers, schedules
-from diffusion_jax.denoisers import with_eps
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -25,29 +21,24 @@ def test_the_readmes_example_runs_and_learns():
     assert 0.25 < float(namespace["images"].mean()) < 0.75
 
 
-def test_the_sampler_of_contributing_works_as_the_page_says():
+def test_adding_the_sampler_of_contributing_touches_one_file_and_is_held_to_its_order(tmp_path):
+    """The page followed: its code into a copy's multistep.py, then the command, the list and the laws over SAMPLERS."""
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "runs", "docs", "*.npz", "__pycache__"))
+    file = tmp_path / "copy" / "diffusion_jax" / "samplers" / "multistep.py"
     (code,) = CODE.findall((ROOT / "CONTRIBUTING.md").read_text())
-    namespace = vars(samplers).copy()
-    exec(code, namespace)
-    euler = namespace["SAMPLERS"]["euler"]()
-    # Gaussian data N(0, 0.5^2): the flow scales x_T by the ratio of the marginals' standard deviations
-    schedule, std = schedules.cosine(1000), 0.5
-    deviation = lambda level: jnp.sqrt(level.alpha**2 * std**2 + level.sigma**2)
-
-    def denoiser(x, level):
-        return with_eps(level.alpha * std**2 / deviation(level) ** 2 * x, x, level)
-
-    x_init, keys = jnp.linspace(-2.0, 2.0, 5)[:, None], jax.random.split(jax.random.key(0), 5)
-    # from t = 900, since the variable x / alpha is vast at the noisiest end
-    errors = []
-    for steps in (40, 80):
-        grid = schedule.level(np.linspace(900, 0, steps).astype(int))
-        x = samplers.sample(euler, denoiser, keys, x_init, grid)
-        exact = x_init * std / deviation(schedule.level(900))
-        errors.append(float(jnp.abs(x - exact).max()))
-    assert errors[1] < 0.65 * errors[0] < 0.1
-    with pytest.raises(ValueError, match="at most"):
-        grids.respaced(schedule, "1001")
+    file.write_text(f"{file.read_text()}\n\n{code}")
+    python = lambda *arguments: subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path / "copy", capture_output=True, text=True, timeout=300
+    )
+    assert "Adams-Bashforth" in python("main.py", "list").stdout
+    laws = ("tests/test_samplers.py", "-k", "adams_bashforth or docstring", "-p", "no:cacheprovider")
+    passed = python("-m", "pytest", *laws)
+    assert passed.returncode == 0, passed.stdout
+    # and its order is measured, not believed
+    file.write_text(file.read_text().replace("length / (2.0 * length_before)", "0.0"))
+    failed = python("-m", "pytest", *laws)
+    assert failed.returncode == 1
+    assert "follow_the_flow_at_their_order_on_every_schedule[adams_bashforth]" in failed.stdout
 
 
 def test_the_notebook_runs():
