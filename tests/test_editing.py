@@ -1,6 +1,7 @@
 """Editing: the laws of its functions, with exact denoisers, and the command `edit`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +13,18 @@ from tiny import pixels, tiny_config
 
 import main
 from diffusion_jax import edit, editing, grids, samplers, schedules
+from diffusion_jax.build import build
 from diffusion_jax.denoisers import with_eps
 from diffusion_jax.errors import UserError
 from diffusion_jax.mixtures import Mixture
 from diffusion_jax.noise import example_keys, initial_noise
-from diffusion_jax.training import loop
+from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
 from diffusion_jax.types import Level
 
 KEY = jax.random.key(0)
 SCHEDULE = schedules.cosine(1000)
 TWO = Mixture(np.array([0.3, 0.7]), np.array([[-0.9, 0.4], [0.6, -0.2]]), np.array([0.25, 0.2]))
+X0 = np.random.default_rng(0).normal(TWO.means[[0, 0, 0, 1, 1, 1, 1, 1]], 0.2)  # eight of its data
 
 
 def gaussian(mean, std):
@@ -60,11 +63,14 @@ def test_image_to_image_has_the_law_of_a_noised_image_that_flows_back(strength):
 
 def test_image_to_image_forgets_at_strength_1_and_keeps_near_0():
     grid, keys = grids.logsnr(SCHEDULE, 20), example_keys(KEY, np.arange(8))
-    x0 = TWO.sample(example_keys(jax.random.key(1), np.arange(8)))
-    one = lambda x0, strength: editing.image_to_image(samplers.ancestral(), TWO.denoiser, keys, x0, grid, strength)
-    np.testing.assert_allclose(one(x0, 1.0), one(-x0, 1.0), atol=1e-2)
-    np.testing.assert_allclose(one(x0, 0.01), x0, atol=0.03)
-    assert np.abs(one(x0, 1.0) - x0).max() > 0.3
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def varied(x0, strength):
+        return editing.image_to_image(samplers.ancestral(), TWO.denoiser, keys, x0, grid, strength)
+
+    np.testing.assert_allclose(varied(X0, 1.0), varied(-X0, 1.0), atol=1e-2)
+    np.testing.assert_allclose(varied(X0, 0.01), X0, atol=0.03)
+    assert np.abs(varied(X0, 1.0) - X0).max() > 0.3
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.1, 1.1, np.nan])
@@ -76,14 +82,13 @@ def test_a_strength_is_above_0_and_at_most_1(strength):
 # reconstruct, translate
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(samplers.ddim(), 1), (samplers.heun(), 2), (samplers.heun_flow(), 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(samplers.ddim(), 1), (samplers.heun(), 2)])
 def test_a_reconstructions_error_falls_at_the_samplers_order(x64, sampler, order):
-    x0 = TWO.sample(example_keys(KEY, np.arange(16)))
     errors = []
     for num_steps in (80, 160):
         grid = grids.logsnr(SCHEDULE, num_steps + 1)
-        _, found = jax.jit(lambda x0, grid=grid: editing.reconstruct(TWO.denoiser, x0, grid, sampler))(x0)
-        errors.append(np.sqrt(np.mean((found - x0) ** 2)))
+        _, found = jax.jit(lambda x0, grid=grid: editing.reconstruct(TWO.denoiser, x0, grid, sampler))(X0)
+        errors.append(np.sqrt(np.mean((found - X0) ** 2)))
     assert errors[1] < (0.1, 2e-3)[order - 1]
     assert np.log2(errors[0] / errors[1]) > order - 0.3
 
@@ -93,7 +98,8 @@ def test_a_latent_is_the_image_at_the_cleanest_level_carried_up_by_the_flow(x64)
     whole, std = grids.logsnr(SCHEDULE, 200), 0.4
     grid = grids.truncated(whole, stop=400)
     x0 = np.array([[0.3, -0.7], [0.9, 0.1]])
-    latent, found = editing.reconstruct(gaussian(0.5, std).denoiser, x0, grid, samplers.heun_flow())
+    run = jax.jit(lambda x0: editing.reconstruct(gaussian(0.5, std).denoiser, x0, grid, samplers.heun_flow()))
+    latent, found = run(x0)
     low, high, mean = at(grid, -1), at(grid, 0), np.array([0.5, -0.5])
     assert low.alpha < 0.9
     expected = high.alpha * mean + deviation(high, std) / deviation(low, std) * low.alpha * (x0 - mean)
@@ -169,12 +175,12 @@ def paint(sampler, grid, count, resamples):
 
 def test_repainting_draws_from_the_conditional_distribution():
     count = 2000
-    found = paint(samplers.ancestral("fixed_large"), grids.respaced(SCHEDULE, "50"), count, 40)
+    found = paint(samplers.ancestral("fixed_large"), grids.respaced(SCHEDULE, "25"), count, 30)
     np.testing.assert_array_equal(found[:, 0], 1.0)
     mean, variance = -0.5 + 0.8 * (1.0 - 0.5), 1 - 0.8**2
     error = np.sqrt(variance / count)
-    np.testing.assert_allclose(found[:, 1].mean(), mean, atol=4 * error + 0.006)  # besides, of 50 levels and 40 times
-    np.testing.assert_allclose(found[:, 1].var(), variance, atol=4 * np.sqrt(2 / count) * variance + 0.006)
+    np.testing.assert_allclose(found[:, 1].mean(), mean, atol=4 * error + 0.01)  # besides, of 25 levels and 30 times
+    np.testing.assert_allclose(found[:, 1].var(), variance, atol=4 * np.sqrt(2 / count) * variance + 0.01)
 
 
 def repainted_moments(grid, resamples):
@@ -197,9 +203,8 @@ def repainted_moments(grid, resamples):
     return (MEAN + gain @ (mean - last.alpha * MEAN))[1], (gain @ covariance @ gain.T)[1, 1]
 
 
-@pytest.mark.parametrize("resamples", [1, 4])
-def test_repainting_takes_the_steps_of_algorithm_1(resamples):
-    grid, count = grids.respaced(SCHEDULE, "12"), 8000
+def test_repainting_takes_the_steps_of_algorithm_1():
+    grid, count, resamples = grids.respaced(SCHEDULE, "6"), 8000, 3
     found = paint(samplers.ancestral("fixed_large"), grid, count, resamples)[:, 1]
     mean, variance = repainted_moments(grid, resamples)
     np.testing.assert_allclose(found.mean(), mean, atol=4 * np.sqrt(variance / count))
@@ -208,9 +213,8 @@ def test_repainting_takes_the_steps_of_algorithm_1(resamples):
 
 def test_repainting_starts_a_method_with_a_memory_anew_in_every_step():
     grid = grids.respaced(SCHEDULE, "8")
-    expected = paint(samplers.ddim(), grid, 5, 3)
-    for name in ("dpmpp_2m", "unipc"):  # whose first step is DDIM's
-        np.testing.assert_allclose(paint(samplers.SAMPLERS[name](), grid, 5, 3), expected, atol=1e-3)
+    expected = paint(samplers.ddim(), grid, 5, 3)  # UniPC's first step is DDIM's
+    np.testing.assert_allclose(paint(samplers.unipc(), grid, 5, 3), expected, atol=1e-3)
 
 
 def test_a_step_is_taken_once_or_more():
@@ -221,15 +225,36 @@ def test_a_step_is_taken_once_or_more():
 # The command
 
 
+def run_config():
+    config = tiny_config(label_dropout=0.2)
+    config.diffusion.prediction = "v"
+    return config
+
+
+def small_network(config):
+    """(apply_fn, init_params) of a function of every pixel and the class, which compiles at once."""
+
+    def apply_fn(params, x, t, cond=None, dropout_key=None):
+        return -jnp.tanh(x + params["shift"][cond][:, None, None, None])  # x0 leaves [-1, 1]
+
+    return apply_fn, lambda key: {"shift": jax.random.normal(key, (11,))}
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("editing") / "run"
-    loop.train(tiny_config(num_steps=2, eval_every=0, checkpoint_every=2, label_dropout=0.2), folder)
-    return folder
+    """A run of the small network."""
+    config, folder = run_config(), tmp_path_factory.mktemp("editing") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusion_jax.build.network", small_network)
+        open_workdir(folder, config)
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(build(config).init_state(KEY), {}, wait=True)
+        checkpoints.close()
+        yield folder
 
 
 def settings(task, sampling=(), **editing_settings):
-    config = tiny_config(num_steps=2, eval_every=0, checkpoint_every=2, label_dropout=0.2)
+    config = run_config()
     if task in edit.INVERTING:
         config.sampling = dataclasses.replace(config.sampling, sampler="heun_flow", grid="logsnr", steps="4")
     config.sampling = dataclasses.replace(config.sampling, **dict(sampling))
@@ -250,8 +275,8 @@ def digits(count):
 def test_inpaint_keeps_the_known_pixels_and_shows_them(workdir, capsys):
     flags = ("--config.editing.mask=left", "--config.editing.num=4", "--config.editing.resamples=2")
     main.run(["main.py", "edit", "--workdir", str(workdir), *flags])
-    (folder,) = (workdir / "edits").glob("step2-inpaint-left-*")
-    assert folder.name == "step2-inpaint-left-ancestral-5-seed0"
+    (folder,) = (workdir / "edits").glob("step0-inpaint-left-*")
+    assert folder.name == "step0-inpaint-left-ancestral-5-seed0"
     assert capsys.readouterr().out == f"edits: {folder}\n"
     arrays = tiny.arrays(folder / "edits.npz")
     images, labels = digits(4)
@@ -270,21 +295,22 @@ def test_inpaint_keeps_the_known_pixels_and_shows_them(workdir, capsys):
 def test_image_to_image_depends_on_seed_and_number_alone(workdir):
     folder, four = edited(settings("image_to_image", strength=0.4), workdir)
     assert "image_to_image-strength0.4" in folder.name
-    for size in ({"batch_size": 3}, {"seed": 1}):
-        other = edited(settings("image_to_image", sampling=size, strength=0.4), workdir)[1]["results"].astype(int)
-        assert (abs(four["results"] - other).max() <= 1) == ("batch_size" in size)
+    for sampling, num in (({"batch_size": 3}, 4), ({"seed": 1}, 1)):
+        other = edited(settings("image_to_image", sampling, strength=0.4, num=num), workdir)[1]["results"].astype(int)
+        assert (abs(four["results"][:num] - other).max() <= 1) == ("batch_size" in sampling)
     assert four["results"].shape == four["inputs"].shape == (4, 8, 8, 1)
 
 
 def test_reconstruct_tells_its_error(workdir, capsys):
-    steps = {"steps": "20", "clip_x0": True, "threshold": 0.9}  # either would leave the flow
-    _, arrays = edited(settings("reconstruct", sampling=steps), workdir)
+    _, arrays = edited(settings("reconstruct", {"steps": "20", "clip_x0": True, "threshold": 0.9}), workdir)
     assert arrays["errors"].shape == (4, 8, 8, 1)
     found = f"largest {arrays['errors'].max():.2g}, mean {arrays['errors'].mean():.2g}\n"
     assert capsys.readouterr().out == "error a pixel, of images in [-1, 1]: " + found
     assert arrays["errors"].max() < 0.05
     assert np.abs(arrays["results"].astype(int) - arrays["originals"]).max() < 8
     assert np.abs(arrays["inputs"].astype(int) - arrays["originals"]).mean() > 30
+    _, plain = edited(settings("reconstruct", {"steps": "20", "clip_x0": False}), workdir)
+    np.testing.assert_array_equal(arrays["inputs"], plain["inputs"])  # the network's own flow
 
 
 def test_interpolate_leads_from_image_to_image(workdir, tmp_path):
