@@ -1,6 +1,6 @@
 """How good the samples of the digits run are, by a classifier trained on the real digits.
 
-Command:   python benchmarks/digits_quality.py [--workdir runs/digits] [--num 1000] [--sampler dpmpp_2m --grid logsnr --steps 10]
+Command:   python benchmarks/digits_quality.py [--workdir runs/digits] [--num 1000] [--sampler dpmpp_2m --grid logsnr ...]
 
 Prints the accuracy of an SVM (RBF kernel, trained on the 1,617 real training digits) on the 180 held-out real digits and on
 class-conditional samples of the run, how far the samples' pixel mean and standard deviation lie from the data's, and how far

@@ -12,7 +12,7 @@ from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config, differences, load
 from diffusion_jax.errors import UserError
 from diffusion_jax.samplers import num_steps_for
-from diffusion_jax.sampling import labels, make_generate
+from diffusion_jax.sampling import advice, labels, make_generate
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.parallel import place
 
@@ -109,6 +109,8 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     weak = weak_params(config)
     if sampling.tolerance:
         parts = settled(config, params, weak)
+    if note := advice(config, parts.grid):
+        print(note)
     make_folder(workdir / "samples")
     images = draw(make_generate(config, parts, weak=weak), params, sampling.num, sampling.batch_size, progress=True)
 

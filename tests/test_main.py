@@ -237,6 +237,8 @@ BAD_INPUT = [
     (("train", *TRAIN, "--config.data.num_classes=0", "--config.training.label_dropout=0.1"), "needs labels"),
     (("nll", "--workdir", "{run}", "--config.likelihood.budget=30"), "between 2 and 20"),
     (("nll", "--workdir", "{run}", "--config.likelihood.split=valid"), "splits train and test"),
+    (("nll", "--workdir", "{run}", "--config.likelihood.method=odes"), "did you mean 'ode'?"),
+    (("sample", "--workdir", "{run}", "--config.sampling.grid=explicit", "--config.sampling.steps=3,20"), "between 0 and 19"),
     (("train", *TRAIN, VP), "this distribution of t needs a table schedule"),
     (("train", *TRAIN, VP, "--config.diffusion.loss=vlb"), "the variational bound of steps needs a table schedule"),
     (("train", *TRAIN, VP, "--config.diffusion.prediction=mean"), "the mean prediction needs a table schedule"),
@@ -246,7 +248,7 @@ BAD_INPUT = [
     ),
     (
         ("figures", *TRAIN, VP, "--config.diffusion.timesteps=uniform", "--config.sampling.grid=uniform"),
-        "nll and figures need a table of steps (linear, cosine, sigmoid); schedule vp has none",
+        "need a table of steps (linear, cosine, sigmoid); vp has config.likelihood.method=ode",
     ),
     (("import", "--workdir", "{new}", "--weights", "a.pt"), "--config is missing"),
     (("import", "--workdir", "{new}", "--config", "{experiment}"), "--weights is missing"),

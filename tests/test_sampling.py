@@ -1,18 +1,23 @@
 """How a run draws: what is compiled once, what guidance is given, and what a seed decides."""
 
+import json
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
 
-from diffusion_jax import samplers
+from diffusion_jax import generate, nll, samplers
 from diffusion_jax.build import build
+from diffusion_jax.config import to_json
+from diffusion_jax.data.sources import digits
 from diffusion_jax.denoisers import autoguidance, classifier_free, clip_x0, dynamic_threshold, make_denoiser
 from diffusion_jax.errors import UserError
 from diffusion_jax.samplers.cached import cached
-from diffusion_jax.sampling import make_generate
-from diffusion_jax.types import Level
+from diffusion_jax.sampling import advice, make_generate
+from diffusion_jax.types import Level, Prediction
 
 INDEX = np.arange(3, 7)
 PARAMS, WEAK = {"a": np.float32(0.9)}, {"a": np.float32(0.5)}
@@ -138,3 +143,98 @@ def test_the_network_has_one_label_more_where_labels_are_dropped():
 
     assert embedded() == 10
     assert embedded(label_dropout=0.1) == 11
+
+
+# Samplers and grids by name
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_every_sampler_draws_for_a_run(name):
+    config, parts = run_of(sampler=name, grid="trailing", steps="3", ode_tolerance=0.1)
+    images = make_generate(config, parts)(PARAMS, INDEX)
+    assert images.shape == (4, 8, 8, 1)
+    assert np.all(np.isfinite(images))
+
+
+def test_samplers_get_their_settings_and_the_schedule():
+    config, parts = run_of(sampler="edm_churn", grid="karras", steps="10", churn=2.0)
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 1))
+    level = lambda i: Level(*(a[i] for a in parts.grid))
+    seen = []
+
+    def denoiser(x, level):
+        seen.append(level)
+        return Prediction(0 * x, x)
+
+    parts.sampler.step(jax.random.split(jax.random.key(0), 2), denoiser, x, (), level(5), level(6))
+    ratio = lambda level: float(level.sigma / level.alpha)
+    np.testing.assert_allclose(ratio(seen[0]) / ratio(level(5)), 1 + 2.0 / 10, rtol=1e-3)  # S_churn / N
+    np.testing.assert_allclose(parts.schedule.level(seen[0].t), seen[0], rtol=1e-5)  # on the schedule, t included
+
+
+def test_grids_are_quantized_and_counted_as_told():
+    for name in ("karras", "logsnr", "quadratic"):
+        free, whole = (run_of(grid=name, steps="6", quantize=quantize)[1].grid.t for quantize in (False, True))
+        assert np.any(free != np.round(free))
+        assert np.issubdtype(whole.dtype, np.integer)
+        np.testing.assert_array_equal(whole, np.unique(np.round(free))[::-1])
+    coarse, fine = (run_of(grid="karras", steps="5", rho=rho)[1].grid.sigma[2] for rho in (1.0, 7.0))
+    assert fine < coarse
+
+
+def test_a_first_step_too_long_for_the_sampler_is_said():
+    config, parts = run_of(sampler="heun", grid="uniform", steps="5")
+    assert "heun_flow" in advice(config, parts.grid)
+    for quiet in ({"sampler": "heun_flow"}, {"grid": "karras", "steps": "20"}, {"steps": "1"}):
+        config, parts = run_of(**({"sampler": "heun", "grid": "uniform", "steps": "5"} | quiet))
+        assert advice(config, parts.grid) == ""
+
+
+def test_a_tolerance_chooses_the_number_of_steps(capsys):
+    config, parts = run_of(sampler="dpmpp_2m", grid="logsnr", tolerance=0.05, steps="7")
+    config.diffusion.num_steps = 200
+    with mock.patch("diffusion_jax.generate.build", lambda config: build(config)._replace(apply_fn=parts.apply_fn)):
+        settled_parts = generate.settled(config, PARAMS, None)
+        chosen = int(config.sampling.steps)
+        assert len(settled_parts.grid.t) == chosen
+        assert f"{chosen} steps" in capsys.readouterr().out
+        images = []
+        for num_steps in (chosen, 2 * chosen, chosen // 2):
+            config.sampling.steps = str(num_steps)
+            images.append(make_generate(config, generate.build(config))(PARAMS, np.arange(20)))
+        assert np.sqrt(np.mean((images[0] - images[1]) ** 2)) <= 0.05
+        assert chosen == 5 or np.sqrt(np.mean((images[0] - images[2]) ** 2)) > 0.05
+        config.sampling.tolerance = 1e-9
+        with pytest.raises(UserError, match="cannot be kept"):
+            generate.settled(config, PARAMS, None)
+
+
+# Bits/dim by the ODE
+
+
+@pytest.mark.parametrize("probes", [0, 2])
+def test_bits_by_the_ode_are_those_of_the_density(monkeypatch, tmp_path, probes):
+    """A network that is exact for N(mean, std^2) pixels: its density is known."""
+    mean, std = -0.4, 0.7
+    config, parts = run_of()
+    config.diffusion.prediction = "x0"
+    config.likelihood.method, config.likelihood.examples, config.likelihood.probes = "ode", 12, probes
+
+    def exact(params, x, t, cond=None, dropout_key=None):
+        level = parts.schedule.level(t.astype(jnp.float32)).expand(4)
+        return mean + level.alpha * std**2 / (level.alpha**2 * std**2 + level.sigma**2) * (x - level.alpha * mean)
+
+    monkeypatch.setattr(nll, "build", lambda config: build(config)._replace(apply_fn=exact))
+    monkeypatch.setattr(nll, "restore_params", lambda *_: (PARAMS, 8))
+    (tmp_path / "config.json").write_text(to_json(config))
+    path = nll.nll(config, tmp_path)
+    report = json.loads(path.read_text())
+    x0 = digits("test").images[:12].reshape(12, 64) / 127.5 - 1
+    clean = parts.schedule.level(0)
+    variance = std**2 + float(clean.sigma / clean.alpha) ** 2
+    expected = lambda x: 0.5 * ((x - mean) ** 2 / variance + np.log(2 * np.pi * variance)) / np.log(2) + np.log2(255 / 2)
+    # the noise of dequantization moves the mean square by its variance, (2/255)^2 / 12, and by chance
+    np.testing.assert_allclose(report["bits_per_dim"], expected(x0).mean(), atol=3e-3)
+    assert report["method"] == "ode"
+    assert report["probes"] == probes
+    assert report["examples"] == 12

@@ -7,6 +7,8 @@ from diffusion_jax.grids import at_logsnr
 from diffusion_jax.types import Denoiser, Level, Sampler, Schedule
 
 MAX_GAMMA = 2.0**0.5 - 1.0
+# whose steps are in sigma / alpha: a long first one errs
+BY_RATIO = ("heun", "edm_churn", "dpm_solver_2", "dpm_solver_3")
 
 
 def _heun_step(denoiser: Denoiser, x, t: Level, s: Level):
