@@ -68,7 +68,8 @@ def advice(config: Config, grid: Level) -> str:
         return ""
     return (
         f"note: {config.sampling.sampler} goes from sigma/alpha = {ratio[0]:.3g} to {ratio[1]:.3g} in its first step, "
-        "which is too long for it; take more steps, --config.sampling.grid=logsnr or karras, or --config.sampling.sampler=heun_flow"
+        "which is too long for it; take more steps, --config.sampling.grid=logsnr or karras, or "
+        "--config.sampling.sampler=heun_flow"
     )
 
 

@@ -5,9 +5,13 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import nbclient
 import nbformat
 from tiny import ROOT
+
+import diffusion_jax as dj
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -39,6 +43,23 @@ def test_adding_the_sampler_of_contributing_touches_one_file_and_is_held_to_its_
     failed = python("-m", "pytest", *laws)
     assert failed.returncode == 1
     assert "follow_the_flow_at_their_order_on_every_schedule[adams_bashforth]" in failed.stdout
+
+
+def test_the_samplers_page_runs():
+    (code,) = CODE.findall((ROOT / "docs" / "samplers.md").read_text())
+    shown, keys = [], jax.random.split(jax.random.key(0), 2)
+    namespace = {"dj": dj, "schedule": dj.schedules.cosine(50), "prediction": dj.predictions.v(), "params": 0.5, "w": 1.0}
+    namespace |= {"apply_fn": lambda params, x, t, cond: params * x + 0.1 * cond[:, None], "show": shown.append, "keys": keys}
+    namespace |= {"labels": jnp.array([0, 1]), "no_labels": jnp.array([2, 2]), "x_init": jax.random.normal(keys[0], (2, 3))}
+    exec(code, namespace)
+    assert len(shown) == 5
+    assert namespace["noise"].shape == (2, 3)
+
+
+def test_the_samplers_page_names_every_sampler_and_grid():
+    page = (ROOT / "docs" / "samplers.md").read_text()
+    for name in (*dj.samplers.SAMPLERS, *dj.grids.GRIDS):
+        assert f"`{name}`" in page, name
 
 
 def test_the_notebook_runs():
