@@ -48,7 +48,9 @@ def build(config: Config) -> Parts:
     try:
         schedule, betas = make_schedule(config)
         parameterization = make_prediction(config, schedule)
-        if diffusion.prediction in ("eps", "score", "edm") and schedule.level(schedule.t_max).alpha == 0.0:
+        with jax.ensure_compile_time_eval():  # a run may be built inside a jitted function
+            ends_at_noise = float(schedule.level(schedule.t_max).alpha) == 0.0
+        if diffusion.prediction in ("eps", "score", "edm") and ends_at_noise:
             raise UserError(f"{diffusion.prediction} cannot be decoded at alpha = 0, where this schedule ends; use v or x0")
         loss = make_loss(config, parameterization, schedule)
         distribution = choose(timesteps.TIMESTEPS, diffusion.timesteps, "diffusion.timesteps")(schedule)

@@ -169,7 +169,10 @@ def _one_network(first: Denoiser, second: Denoiser, batch: int) -> bool:
         return False
     form = lambda cond: (jax.tree.structure(cond), [(jnp.shape(a), jnp.result_type(a)) for a in jax.tree.leaves(cond)])
     return (
-        all(a is b for a, b in zip(first[:3], second[:3], strict=True))
+        first.apply_fn == second.apply_fn  # == for a module's `apply`, a new object every time it is named
+        and first.parameterization == second.parameterization
+        and jax.tree.structure(first.params) == jax.tree.structure(second.params)
+        and all(a is b for a, b in zip(*map(jax.tree.leaves, (first.params, second.params)), strict=True))
         and form(first.cond) == form(second.cond)
         and all(jnp.shape(a)[:1] == (batch,) for a in jax.tree.leaves(first.cond))
     )

@@ -111,8 +111,8 @@ def explicit(schedule: Schedule, chosen: str | Array | Sequence[float]) -> Level
     return schedule.level(t)
 
 
-def _spread(schedule: Schedule, num_steps: int, fraction, ends: tuple[float, float]) -> Level:
-    """Levels of t = low + fraction (high - low), whole-numbered where a table's t come out whole."""
+def _spread(schedule: Schedule, num_steps: int, fraction, ends: tuple[float, float], whole: bool = True) -> Level:
+    """Levels of t = low + fraction (high - low), moved to a table's indices where whole."""
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, not {num_steps}")
     low, high = ends
@@ -120,14 +120,13 @@ def _spread(schedule: Schedule, num_steps: int, fraction, ends: tuple[float, flo
     if schedule.num_steps is not None:
         if num_steps > schedule.num_steps:
             raise ValueError(f"{num_steps} sampling steps asked of a table of {schedule.num_steps}")
-        whole = np.round(t)
-        t = whole.astype(int) if np.allclose(t, whole, rtol=0, atol=1e-6) else t
+        t = np.round(t).astype(int) if whole else t
     return schedule.level(t)
 
 
 def quadratic(schedule: Schedule, num_steps: int) -> Level:
-    """t in squares from t_max to t_min, finer where it is clean (Song et al. 2021, appendix D.2)."""
-    return _spread(schedule, num_steps, np.linspace(1.0, 0.0, num_steps) ** 2, (schedule.t_min, schedule.t_max))
+    """t in squares from t_max to t_min, finer where it is clean (Song et al. 2021, appendix D.2); between a table's indices."""
+    return _spread(schedule, num_steps, np.linspace(1.0, 0.0, num_steps) ** 2, (schedule.t_min, schedule.t_max), whole=False)
 
 
 def trailing(schedule: Schedule, num_steps: int) -> Level:
@@ -161,7 +160,7 @@ def _ends(schedule: Schedule, num_steps: int) -> tuple[float, float]:
 
 
 def karras(schedule: Schedule, num_steps: int, rho: float = 7.0) -> Level:
-    """sigma / alpha^(1 / rho) evenly spread from the noisiest level to the cleanest (Karras et al. 2022, eq. 5).
+    """(sigma / alpha)^(1 / rho) evenly spread from the noisiest level to the cleanest (Karras et al. 2022, eq. 5).
 
     Between the indices of a table; `quantized` moves the levels onto them.
     """
@@ -170,11 +169,16 @@ def karras(schedule: Schedule, num_steps: int, rho: float = 7.0) -> Level:
 
 
 def logsnr(schedule: Schedule, num_steps: int) -> Level:
-    """log-SNR evenly spread from the noisiest level to the cleanest (Lu et al. 2022a, section 3.4).
+    """log-SNR evenly spread from the noisiest level to the cleanest (Lu et al. 2022a).
 
     Between the indices of a table, as `karras`.
     """
     return at_logsnr(schedule, np.linspace(*_ends(schedule, num_steps), num_steps))
+
+
+def finite(level: Level) -> Level:
+    """The levels with alpha at least sigma / 10^6, so that a rectified flow from t = 1 has a log-SNR."""
+    return Level(level.t, jnp.maximum(level.alpha, 1e-6 * level.sigma), level.sigma)
 
 
 def between(t: Level, s: Level, fraction: float, schedule: Schedule | None = None) -> Level:

@@ -11,6 +11,10 @@ from diffusion_jax.noise import fold_in
 from diffusion_jax.types import Array, Level, Prediction
 
 
+def _columns(level: Level) -> tuple[jax.Array, jax.Array]:
+    return jnp.reshape(level.alpha, (-1, 1)), jnp.reshape(level.sigma, (-1, 1))
+
+
 class Mixture(NamedTuple):
     """Isotropic Gaussians: weights [K], which sum to 1, means [K, D] and standard deviations [K]."""
 
@@ -20,26 +24,27 @@ class Mixture(NamedTuple):
 
     def _joint(self, x, level: Level):
         """(x less the scaled means [B, K, D], variances [B or 1, K], log of weight times density [B, K]) at a level."""
-        column = lambda a: jnp.reshape(a, (-1, 1))
-        alpha, sigma = column(level.alpha), column(level.sigma)
-        variance = alpha**2 * self.stds**2 + sigma**2
-        offset = x[:, None] - alpha[..., None] * self.means
+        weights, means, stds = (jnp.asarray(a, x.dtype) for a in self)
+        alpha, sigma = _columns(level)
+        variance = alpha**2 * stds**2 + sigma**2
+        offset = x[:, None] - alpha[..., None] * means
         log_density = -0.5 * jnp.sum(offset**2, -1) / variance - 0.5 * offset.shape[-1] * jnp.log(2.0 * np.pi * variance)
-        return offset, variance, jnp.log(self.weights) + log_density
+        return offset, variance, jnp.log(weights) + log_density
 
     def denoiser(self, x: Array, level: Level) -> Prediction:
         """The exact x0 = E[x0 | x] and its eps, for x [B, D] at a level, scalar or [B]; a `Denoiser`."""
+        x = jnp.asarray(x)
         offset, variance, joint = self._joint(x, level)
-        alpha, sigma = (jnp.reshape(a, (-1, 1)) for a in (level.alpha, level.sigma))
+        (alpha, sigma), stds = _columns(level), jnp.asarray(self.stds, x.dtype)
         share = jax.nn.softmax(joint, axis=1)[..., None]
-        x0 = jnp.sum(share * (self.means + (alpha * self.stds**2 / variance)[..., None] * offset), axis=1)
+        x0 = jnp.sum(share * (jnp.asarray(self.means, x.dtype) + (alpha * stds**2 / variance)[..., None] * offset), axis=1)
         # not (x - alpha x0) / sigma, which loses its digits where sigma is small
         eps = jnp.sum(share * (sigma / variance)[..., None] * offset, axis=1)
         return Prediction(x0, eps)
 
     def log_prob(self, x: Array, level: Level) -> jax.Array:
         """log density in nats, [B], of x [B, D] at a level; `types.CLEAN` is that of the data."""
-        return logsumexp(self._joint(x, level)[2], axis=1)
+        return logsumexp(self._joint(jnp.asarray(x), level)[2], axis=1)
 
     def sample(self, keys: jax.Array) -> jax.Array:
         """Data [B, D] from keys [B]."""

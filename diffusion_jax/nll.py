@@ -36,7 +36,7 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         raise UserError(f"nll takes only config.likelihood.* settings, not {'; '.join(changed)}")
     settings, data, parts = config.likelihood, config.data, build(config)
     flow = choose(METHODS, settings.method, "likelihood.method") == "ode"
-    grid = ends(parts) if flow else chain(config, parts)
+    grid = None if flow else chain(config, parts)
     source = sources.load(data.source, settings.split, data.name, data.folder, data.shape, data.num_classes)
     params, step = restore_params(config, parts, workdir, settings.ema)
     folder = make_folder(workdir / "nll")
@@ -63,7 +63,7 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     kind += f"-examples{settings.examples}" if settings.examples else ""
     kind += f"-monte-carlo{settings.monte_carlo}" if settings.monte_carlo and not flow else ""
     path = folder / f"{kind}.json"
-    if "terms" in result:
+    if grid is not None and "terms" in result:
         by_t = {name: result[name].mean(axis=0) for name in ("terms", "x0_mse", "eps_mse")}
         report["prior"] = float(result["prior"].mean())
         report["t"] = np.asarray(grid.t).tolist()
@@ -75,14 +75,6 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         plots.bound(path.with_suffix(".png"), np.asarray(grid.t), by_t["terms"], report["bits_per_dim"])
     write_text(path, json.dumps(report, indent=2) + "\n")
     return path
-
-
-def ends(parts: Parts) -> Level:
-    """The noisiest and the cleanest level, between which the ODE is solved."""
-    grid = grids.explicit(parts.schedule, [parts.schedule.t_max, parts.schedule.t_min])
-    if float(np.asarray(grid.alpha)[0]) == 0.0:
-        raise UserError("the ODE's likelihood needs alpha > 0 at the noisiest level")
-    return grid
 
 
 def chain(config: Config, parts: Parts) -> Level:
@@ -108,16 +100,19 @@ def standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
-def measure(config: Config, parts: Parts, params, grid: Level, source) -> dict[str, np.ndarray]:
-    """`total`, bits/dim of every example, and for the whole bound all fields of `likelihood.Bound`, the examples first."""
+def measure(config: Config, parts: Parts, params, grid: Level | None, source) -> dict[str, np.ndarray]:
+    """`total`, bits/dim of every example, and for the whole bound all fields of `likelihood.Bound`, the examples first.
+
+    grid: the levels of the bound's terms; None measures by the ODE.
+    """
     settings, key = config.likelihood, jax.random.key(config.likelihood.seed)
     variance = model_variance(config)
 
     def one_batch(params, index, batch):
         x0, keys = to_float(batch["image"]), example_keys(key, index)
         denoiser = make_denoiser(parts.apply_fn, params, parts.parameterization, batch.get("label"))
-        if settings.method == "ode":
-            return {"total": by_flow(config, parts, denoiser, keys, x0, grid)}
+        if grid is None:
+            return {"total": by_flow(config, parts, denoiser, keys, x0)}
         denoiser = clip_x0(denoiser)
         if settings.monte_carlo:
             total = likelihood.bound_monte_carlo(denoiser, keys, x0, grid, variance, settings.monte_carlo)
@@ -136,19 +131,16 @@ def measure(config: Config, parts: Parts, params, grid: Level, source) -> dict[s
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
-def by_flow(config: Config, parts: Parts, denoiser: Denoiser, keys, x0, grid: Level):
+def by_flow(config: Config, parts: Parts, denoiser: Denoiser, keys, x0):
     """Bits/dim [B] by the probability-flow ODE, of images with uniform noise over their bins."""
     settings = config.likelihood
-    noisy, clean = (Level(*(a[i] for a in grid)) for i in (0, 1))
     log_prob = ode.log_likelihood(
         denoiser,
         ode.dequantized(fold_in(keys, 0), x0),
-        clean,
-        noisy,
+        parts.schedule,
         fold_in(keys, 1) if settings.probes else None,
         settings.probes,
-        parts.schedule,
-        settings.ode_tolerance,
-        settings.ode_tolerance,
+        rtol=settings.ode_tolerance,
+        atol=settings.ode_tolerance,
     )
     return ode.bits_per_dim(log_prob, x0[0].size)

@@ -16,8 +16,10 @@ def fold_in(keys: jax.Array, number: Array | int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
-def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise [B, *shape], example i from keys[i] alone."""
+def normal(keys: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise [B, *shape], example i from keys[i] alone. Raises ValueError where keys is None."""
+    if keys is None:
+        raise ValueError("noise is drawn here: keys are needed, one per example")
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.grids import between
+from diffusion_jax.grids import between, finite
 from diffusion_jax.types import Array, Denoiser, Level, PyTree, Schedule
 
 MAX_STEPS = 4096
@@ -87,20 +87,22 @@ def divergence(function: Callable, z: jax.Array, probes: jax.Array | None = None
 def log_likelihood(
     denoiser: Denoiser,
     x0: Array,
-    clean: Level,
-    noisy: Level,
+    schedule: Schedule,
     keys: jax.Array | None = None,
     probes: int = 1,
-    schedule: Schedule | None = None,
+    t_min: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> jax.Array:
     """log p(x0) in nats, [B], of the data x0 [B, ...], by the change of density along the ODE (Song et al. 2021b, eq. 39).
 
-    clean, noisy: the cleanest level, where the density of alpha x0 is measured, and the noisiest, whose density is taken to
-    be that of `noise.initial_noise`. keys: [B], one per example, for Hutchinson's estimate from `probes` Rademacher
-    vectors; without them the divergence is exact, at as many derivatives a call as x0 has numbers. schedule: of the network.
+    schedule: of the network. keys: [B], one per example, for Hutchinson's estimate from `probes` Rademacher vectors; without
+    them the divergence is exact, at as many derivatives a call as x0 has numbers. t_min: the t at which the density of
+    alpha x0 is measured, by default the schedule's; it is that of data with noise of sigma / alpha, which is the data's own
+    where that is much smaller than their detail. At t_max x is taken to have the density of `noise.initial_noise`.
     """
+    ends = (schedule.t_min if t_min is None else t_min, schedule.t_max)
+    clean, noisy = (finite(Level(*map(jnp.asarray, schedule.level(t)))) for t in ends)
     z = clean.alpha / scale(clean) * jnp.asarray(x0)
     size, velocity = z[0].size, flow(denoiser, clean, noisy, schedule)
     directions = None

@@ -1,8 +1,11 @@
 """Parameterizations: what the network's output means, and how it turns into x0.
 
 Every entry of PREDICTIONS is a factory of a `Parameterization`; with x = alpha x0 + sigma eps, one of x0 and eps gives the
-other, so `target` and `x0` are all that differs.
+other, so `target` and `x0` are all that differs. Two calls of a factory with the same arguments give one and the same object,
+by which `denoisers.classifier_free` sees that two denoisers are one network.
 """
+
+import functools
 
 import jax.numpy as jnp
 
@@ -20,6 +23,7 @@ def _expanded(function):
     return lambda a, b, level: function(a, b, level.expand(a.ndim))
 
 
+@functools.cache
 def eps() -> Parameterization:
     """The network predicts the noise (Ho et al. 2020, eq. 12). Decoding divides by alpha: it must not be 0."""
     return Parameterization(
@@ -29,11 +33,13 @@ def eps() -> Parameterization:
     )
 
 
+@functools.cache
 def x0() -> Parameterization:
     """The network predicts the clean image."""
     return Parameterization(inputs=_inputs, target=lambda x0, eps, level: x0, x0=lambda out, x, level: out)
 
 
+@functools.cache
 def v() -> Parameterization:
     """The network predicts v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D).
 
@@ -46,6 +52,7 @@ def v() -> Parameterization:
     )
 
 
+@functools.cache
 def score() -> Parameterization:
     """The network predicts the score grad log q(x_t) = -eps / sigma (Song et al. 2021, section 3). alpha must not be 0."""
     return Parameterization(
@@ -55,6 +62,7 @@ def score() -> Parameterization:
     )
 
 
+@functools.cache
 def flow() -> Parameterization:
     """The network predicts the velocity eps - x0 of the straight path (Liu et al. 2022, eq. 1; Lipman et al. 2023, eq. 23).
 
@@ -67,6 +75,7 @@ def flow() -> Parameterization:
     )
 
 
+@functools.cache
 def edm(sigma_data: float = 0.5) -> Parameterization:
     """EDM's preconditioning: x0 = c_skip x + c_out F(c_in x, c_noise), F the network (Karras et al. 2022, eq. 7 and table 1).
 

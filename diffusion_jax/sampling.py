@@ -18,8 +18,6 @@ from diffusion_jax.samplers.cached import cached
 from diffusion_jax.training.parallel import map_examples
 from diffusion_jax.types import Denoiser, Level, PyTree, Sampler, Schedule
 
-LONG_STEP = 6.0  # in sigma / alpha; the digits' samples are spoilt from about there on
-
 
 def model_variance(config: Config) -> str:
     """The variance of the reverse process that the model stands for."""
@@ -64,7 +62,7 @@ def make_grid(config: Config, schedule: Schedule, num_steps: int | None = None) 
 def advice(config: Config, grid: Level) -> str:
     """What would make better samples where the sampler and its grid don't go together; empty where they do."""
     ratio = np.asarray(grid.sigma, float)[:2] / np.maximum(np.asarray(grid.alpha, float)[:2], 1e-30)
-    if config.sampling.sampler not in samplers.BY_RATIO or len(ratio) < 2 or ratio[0] < LONG_STEP * ratio[1]:
+    if len(ratio) < 2 or ratio[0] < samplers.LONGEST_STEP.get(config.sampling.sampler, np.inf) * ratio[1]:
         return ""
     return (
         f"note: {config.sampling.sampler} goes from sigma/alpha = {ratio[0]:.3g} to {ratio[1]:.3g} in its first step, "

@@ -81,6 +81,6 @@ def moments(injected, sampler, grid, mean, std):
     noise = np.concatenate([np.zeros((1, num)), np.eye(num)])
     x_init = first.alpha * mean + np.sqrt(first.alpha**2 * std**2 + first.sigma**2) * noise[:, :1]
     noisy = injected(sampler, noise[:, 1:].T[..., None])
-    chain = lambda x: sample(noisy, gaussian(mean, std), KEY[None], x, grid, trajectory=True)
+    chain = lambda x: sample(noisy, gaussian(mean, std), None, x, grid, trajectory=True)
     xs = np.asarray(jax.jit(chain)(x_init)[1].x)[..., 0]
     return xs[:, 0], np.linalg.norm(xs[:, 1:] - xs[:, :1], axis=1)

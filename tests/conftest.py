@@ -68,6 +68,8 @@ def continuous():
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Programs that several tests, and the processes that tests start, compile are compiled once."""
-    folder = str(tmp_path_factory.mktemp("compilation_cache"))
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # the same for all processes of a test run
+    folder = str(base / "compilation_cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)

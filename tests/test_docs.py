@@ -35,7 +35,7 @@ def test_adding_the_sampler_of_contributing_touches_one_file_and_is_held_to_its_
         [sys.executable, *arguments], cwd=tmp_path / "copy", capture_output=True, text=True, timeout=300
     )
     assert "Adams-Bashforth" in python("main.py", "list").stdout
-    laws = ("tests/test_samplers.py", "-k", "adams_bashforth or docstring", "-p", "no:cacheprovider")
+    laws = ("tests/test_samplers.py", "-k", "adams_bashforth or docstring", "-p", "no:cacheprovider", "-n0")
     passed = python("-m", "pytest", *laws)
     assert passed.returncode == 0, passed.stdout
     # and its order is measured, not believed

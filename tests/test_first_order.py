@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chains import KEY, SHAPE, gaussian, moments, wavy
+from chains import SHAPE, gaussian, moments, wavy
 
 from diffusion_jax import schedules
 from diffusion_jax.denoisers import clip_x0, make_denoiser
@@ -45,7 +45,7 @@ def test_ddim_follows_the_probability_flow_at_order_one(x64, continuous):
     errors = []
     for steps in (64, 128):
         grid = uniform(continuous, steps + 1)
-        x0 = jax.jit(lambda x, grid=grid: sample(ddim(), gaussian(mean, std), KEY[None], x, grid))(x_init)
+        x0 = jax.jit(lambda x, grid=grid: sample(ddim(), gaussian(mean, std), None, x, grid))(x_init)
         errors.append(np.abs(x0 - expected).max())
     assert errors[-1] < 0.02
     np.testing.assert_allclose(np.log2(errors[:-1]) - np.log2(errors[1:]), 1, atol=0.03)
@@ -57,7 +57,7 @@ def test_ddim_of_eta_one_is_ancestral(injected, x64):
     @jax.jit
     def both(x, grid):
         chains = (injected(sampler, noise) for sampler in (ddim(1.0), ancestral()))
-        return [sample(chain, wavy, KEY[None], x, grid, trajectory=True)[1].x for chain in chains]
+        return [sample(chain, wavy, None, x, grid, trajectory=True)[1].x for chain in chains]
 
     t = np.linspace(0.9, 0.1, 6)
     for grid in (
@@ -148,7 +148,7 @@ def _peers_chain(reference, name):
 @pytest.mark.parametrize("name", CHAINS)
 def test_ddim_chains_are_the_peers(reference, name):
     peer, denoiser, grid = _peers_chain(reference, name)
-    x0 = jax.jit(lambda x: sample(ddim(), denoiser, KEY[None], x, grid))(peer["x_T"])
+    x0 = jax.jit(lambda x: sample(ddim(), denoiser, None, x, grid))(peer["x_T"])
     np.testing.assert_allclose(x0, peer["ddim_sample"], atol=1e-3)
 
 
@@ -168,6 +168,6 @@ def test_ancestral_chains_are_the_papers_algorithm(reference, injected, variance
     eps = 0.3 * x + 0.1 * np.cos(0.01 * peer["timestep_map"][0])
     expected = np.clip((x - np.sqrt(betas[0]) * eps) / np.sqrt(1 - betas[0]), -1, 1)
     sampler = injected(ancestral(variance), noise[:24])
-    xs = jax.jit(lambda x: sample(sampler, denoiser, KEY[None], x, grid, trajectory=True)[1].x)(peer["x_T"])
+    xs = jax.jit(lambda x: sample(sampler, denoiser, None, x, grid, trajectory=True)[1].x)(peer["x_T"])
     np.testing.assert_allclose(xs[-2], x, atol=1e-4)
     np.testing.assert_allclose(xs[-1], expected, atol=1e-4)

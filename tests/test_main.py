@@ -171,7 +171,7 @@ def test_a_run_in_continuous_time_trains_and_samples_but_has_no_bound_of_steps(t
     loop.train(config, tmp_path)
     for name in ("plots/schedule.png", "samples/step_0000002.png"):
         assert max(pixels(tmp_path / name).shape) > 100
-    with pytest.raises(UserError, match="nll and figures need a table of steps"):
+    with pytest.raises(UserError, match="the bound and the figures need a table of steps"):
         run("nll", "--workdir", tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Laws of every sampler. A new entry of SAMPLERS is held to them, and to the order that its docstring states."""
 
 import functools
+import inspect
 import re
 from unittest import mock
 
@@ -12,7 +13,9 @@ import scipy.integrate
 from chains import KEY, SHAPE, gaussian, moments, run, wavy
 
 from diffusion_jax import grids, schedules
+from diffusion_jax.denoisers import make_denoiser
 from diffusion_jax.mixtures import Mixture
+from diffusion_jax.predictions import PREDICTIONS
 from diffusion_jax.samplers import SAMPLERS, adaptive_ode, ancestral, annealed_langevin, ddim, edm_churn, sample
 from diffusion_jax.schedules import SCHEDULES
 from diffusion_jax.types import Level
@@ -92,7 +95,7 @@ def _flow(name):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_samplers_follow_the_flow_at_their_order_on_every_schedule(x64, name):
-    chain = jax.jit(lambda x, grid: sample(CASES[name], MIXTURE.denoiser, KEY[None], x, grid))
+    chain = jax.jit(lambda x, grid: sample(CASES[name], MIXTURE.denoiser, None, x, grid))
     order, weak = _order(name)
     assert not weak
     for schedule in SCHEDULES:
@@ -109,7 +112,7 @@ def test_deterministic_samplers_follow_the_flow_at_their_order_on_every_schedule
 def test_adaptive_samplers_follow_the_flow_to_their_tolerance_on_every_schedule(x64, name):
     for tolerance in (1e-3, 1e-7):
         sampler = adaptive_ode(tolerance, tolerance)
-        chain = jax.jit(lambda x, grid, sampler=sampler: sample(sampler, MIXTURE.denoiser, KEY[None], x, grid))
+        chain = jax.jit(lambda x, grid, sampler=sampler: sample(sampler, MIXTURE.denoiser, None, x, grid))
         for schedule in SCHEDULES:
             x_init, expected = _flow(schedule)
             found = chain(x_init, grids.logsnr(SCHEDULES[schedule](), 2))
@@ -173,8 +176,14 @@ def test_sample_i_is_the_same_in_any_batch(name):
 def test_data_of_one_point_are_found_exactly(noise_by_index, x64, continuous, name):
     point = np.random.default_rng(0).normal(size=(2, 2, 1))
     x_init = np.random.default_rng(1).normal(size=(3, 2, 2, 1))
-    chain = lambda x: sample(CASES[name], gaussian(point, 0.0), np.arange(3), x, grids.uniform(continuous, 5))
-    np.testing.assert_allclose(jax.jit(chain)(x_init), np.broadcast_to(point, x_init.shape), rtol=1e-10)
+    grid = grids.uniform(continuous, 5)
+    chain = lambda x: sample(CASES[name], gaussian(point, 0.0), np.arange(3), x, grid, trajectory=True)
+    x0, path = jax.jit(chain)(x_init)
+    np.testing.assert_allclose(x0, np.broadcast_to(point, x_init.shape), rtol=1e-10)
+    if name in DETERMINISTIC:  # along the flow the noise stays what it is
+        alpha, sigma = (np.reshape(a, (5, 1, 1, 1, 1)) for a in (grid.alpha, grid.sigma))
+        noise = (path.x[:-1] - alpha * point) / sigma
+        np.testing.assert_allclose(noise, np.broadcast_to(noise[0], noise.shape), rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -221,3 +230,47 @@ def test_a_grid_of_one_level_returns_the_denoisers_x0(noise_by_index, name):
     np.testing.assert_allclose(x0, np.tanh(x_init + np.cos(9.9)), rtol=1e-5)
     np.testing.assert_array_equal(path.x[0], x_init)
     np.testing.assert_array_equal(path.x[1], x0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_any_precision_of_x_is_sampled(noise_by_index, name):
+    grid = grids.logsnr(SCHEDULES["vp"](), 4)
+    draw = lambda x: jax.eval_shape(lambda x: sample(CASES[name], MIXTURE.denoiser, np.arange(3), x, grid), x)
+    x = np.ones((3, 2))
+    assert draw(jnp.asarray(x, jnp.bfloat16)).dtype == draw(x.astype(int)).dtype == draw(np.float32(x)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert draw(np.float32(x)).dtype == jnp.float32
+        assert draw(x).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_flow_may_begin_at_alpha_0(noise_by_index, name):
+    grid = grids.uniform(SCHEDULES["rectified_flow"](t_max=1.0), 6)
+    network = lambda params, x, t, cond: jnp.tanh(x) * t[:, None]
+    denoiser = make_denoiser(network, None, PREDICTIONS["flow"]())
+    x0 = jax.jit(lambda x: sample(CASES[name], denoiser, np.arange(3), x, grid))(np.random.default_rng(0).normal(size=(3, 2)))
+    assert np.all(np.isfinite(x0))
+
+
+@pytest.mark.parametrize("name", [name for name, f in SAMPLERS.items() if "schedule" in inspect.signature(f).parameters])
+@pytest.mark.parametrize("schedule", ["linear", "edm", "rectified_flow"])
+def test_levels_between_those_of_the_grid_have_the_schedules_t(noise_by_index, x64, name, schedule):
+    schedule = SCHEDULES[schedule]()
+
+    def network(params, x, t, cond):  # an exact denoiser that knows its level by t alone
+        return MIXTURE.denoiser(x, schedule.level(t)).x0
+
+    by_t = make_denoiser(network, None, PREDICTIONS["x0"]())
+    grid, x_init = grids.logsnr(schedule, 8), np.random.default_rng(0).normal(size=(3, 2))
+    sampler = SAMPLERS[name](schedule=schedule)
+    run = lambda denoiser: jax.jit(lambda x: sample(sampler, denoiser, np.arange(3), x, grid))(x_init)
+    np.testing.assert_allclose(run(by_t), run(MIXTURE.denoiser), rtol=1e-5, atol=1e-5)
+
+
+def test_the_number_of_keys_is_that_of_the_examples():
+    grid, x = grids.logsnr(SCHEDULES["vp"](), 3), np.zeros((3, 2))
+    for keys in (KEY, KEY[None], jax.random.split(KEY, 4)):
+        with pytest.raises(ValueError, match="one key is needed for each of 3"):
+            sample(ancestral(), wavy, keys, x, grid)
+    with pytest.raises(ValueError, match="keys are needed"):
+        sample(ancestral(), wavy, None, x, grid)

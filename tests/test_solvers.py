@@ -16,6 +16,7 @@ from diffusion_jax.types import Level
 WEIGHTS, MEANS, STDS = np.array([0.3, 0.7]), np.array([[-0.9, 0.4], [0.6, -0.2]]), np.array([0.25, 0.2])
 MIXTURE = Mixture(WEIGHTS, MEANS, STDS)
 X_INIT = np.random.default_rng(0).normal(size=(6, 2))
+KEYS = jax.random.split(KEY, 6)
 LEVELS = {
     "table": lambda: grids.uniform(schedules.linear(1000), 10),
     "cosine": lambda: grids.respaced(schedules.cosine(4000), "10"),
@@ -45,7 +46,7 @@ def grid(request, x64):
 
 def _check(sampler, grid, expected, x_init=None):
     x_init = np.hypot(grid.alpha[0], grid.sigma[0]) * X_INIT if x_init is None else x_init
-    chain = jax.jit(lambda x: sample(sampler, MIXTURE.denoiser, KEY[None], x, grid))
+    chain = jax.jit(lambda x: sample(sampler, MIXTURE.denoiser, KEYS, x, grid))
     np.testing.assert_allclose(chain(x_init), expected(x_init), rtol=1e-6, atol=1e-8)
 
 
@@ -256,7 +257,7 @@ def test_euler_maruyama_is_that_of_the_vp_sde(monkeypatch, x64):
         score = -_noise(x, grid.alpha[i], grid.sigma[i]) / grid.sigma[i]
         x = x + (beta / 2 * x + beta * score) * dt + np.sqrt(beta * dt) * drawn[i]
     expected = _clean(x, grid.alpha[-1], grid.sigma[-1])
-    chain = jax.jit(lambda x: sample(samplers.euler_maruyama(), MIXTURE.denoiser, KEY[None], x, grid))
+    chain = jax.jit(lambda x: sample(samplers.euler_maruyama(), MIXTURE.denoiser, KEYS, x, grid))
     np.testing.assert_allclose(chain(X_INIT), expected, atol=5e-3)
 
 

@@ -9,7 +9,7 @@ def adaptive_ode(rtol: float = 1e-4, atol: float = 1e-4, schedule: Schedule | No
 
     A step of the grid is a solve of its own, of six calls or more, so two levels make a whole grid. rtol, atol: of an
     example's root mean square; an example's steps are those that the hardest one of its batch needs. schedule: of the
-    network, which embeds t; without it the t between two levels of the grid is interpolated.
+    network that embeds t, which needs it: without it the t between two levels of the grid is interpolated, and wrong.
     """
     if min(rtol, atol) <= 0.0:
         raise ValueError(f"tolerances are above 0, not {rtol} and {atol}")

@@ -1,12 +1,13 @@
 """The loops over a reverse chain: `sample`, `progressive` for screens, `invert` for the way back."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax import noise
+from diffusion_jax.grids import finite
 from diffusion_jax.samplers.first_order import ddim
 from diffusion_jax.types import Array, Denoiser, Level, Sampler
 
@@ -18,32 +19,50 @@ class Path(NamedTuple):
     x0: jax.Array  # [N, B, ...], the x0 predicted at every level; the last is the result
 
 
-def _stepper(sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, grid: Level):
-    """(level, step): level i of the grid, and (x, state), i -> (x, state) one level cleaner."""
-    grid = Level(*map(jnp.asarray, grid))
+def _start(sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x: Array, grid: Level):
+    """(carry, level, step): (x, state) at the grid's start, level i, and (carry, i) -> carry one level on.
+
+    All of it in x's precision, float32 at least.
+    """
+    x = jnp.asarray(x)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if keys is not None and keys.shape != x.shape[:1]:
+        raise ValueError(f"keys have the shape {keys.shape}: one key is needed for each of {x.shape[0]} examples")
+    same = lambda a: a.astype(x.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
+    grid = finite(Level(*(same(jnp.asarray(a)) for a in grid)))
     level = lambda i: jax.tree.map(lambda a: a[i], grid)
 
-    def step(carry, i):
+    def step(carry, i, t=None, denoiser=denoiser):
+        t = level(i) if t is None else t
         step_keys = None if keys is None else noise.fold_in(keys, i)
-        return sampler.step(step_keys, denoiser, *carry, level(i), level(i + 1))
+        after = sampler.step(step_keys, denoiser, *carry, t, level(i + 1))
+        return jax.tree.map(lambda a, b: a.astype(b.dtype), after, carry)
 
-    return level, step
+    return jax.tree.map(jnp.asarray, (x, sampler.init(x, level(0)))), level, step
 
 
-def sample(sampler: Sampler, denoiser: Denoiser, keys: jax.Array, x_init: Array, grid: Level, trajectory: bool = False):
+def sample(
+    sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x_init: Array, grid: Level, trajectory: bool = False
+) -> Any:
     """Runs the reverse chain from x_init [B, ...], at grid's first level, to clean data x0 [B, ...].
 
-    keys: [B], one per example. grid: levels [N], noisy to clean; N - 1 steps are scanned and the last level's x0 is
-    returned, so that the network is called N times by a one-call sampler. With trajectory the result is (x0, `Path`).
+    keys: [B], one per example; None for a sampler that draws no noise. grid: levels [N], noisy to clean; N - 1 steps are
+    scanned and the last level's x0 is returned, so that the network is called N times by a one-call sampler. With trajectory
+    the result is (x0, `Path`), at no further call where a step begins with the prediction at its x. Raises ValueError for
+    another number of keys.
     """
-    level, step = _stepper(sampler, denoiser, keys, grid)
+    carry, level, step = _start(sampler, denoiser, keys, x_init, grid)
     last = len(grid.t) - 1
 
     def body(carry, i):
-        # the step asks for the same prediction; the compiler computes it once
-        return step(carry, i), ((carry[0], denoiser(carry[0], level(i)).x0) if trajectory else None)
+        if not trajectory:
+            return step(carry, i), None
+        x, t = carry[0], level(i)
+        here = denoiser(x, t)
+        known = lambda y, level: here if y is x and level is t else denoiser(y, level)
+        return step(carry, i, t, known), (x, here.x0)
 
-    (x, _), seen = jax.lax.scan(body, (x_init, sampler.init(x_init, level(0))), jnp.arange(last))
+    (x, _), seen = jax.lax.scan(body, carry, jnp.arange(last))
     x0 = denoiser(x, level(last)).x0
     if seen is None:
         return x0
@@ -51,7 +70,7 @@ def sample(sampler: Sampler, denoiser: Denoiser, keys: jax.Array, x_init: Array,
 
 
 def progressive(
-    sampler: Sampler, denoiser: Denoiser, keys: jax.Array, x_init: Array, grid: Level, every: int = 1
+    sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x_init: Array, grid: Level, every: int = 1
 ) -> Iterator[tuple[int, jax.Array, jax.Array]]:
     """`sample` for a screen: yields (steps taken, x, the x0 predicted from it) after every so many steps.
 
@@ -59,7 +78,7 @@ def progressive(
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")
-    level, step = _stepper(sampler, denoiser, keys, grid)
+    carry, level, step = _start(sampler, denoiser, keys, x_init, grid)
 
     @jax.jit
     def run(carry, start, stop):
@@ -67,7 +86,6 @@ def progressive(
         return carry, denoiser(carry[0], level(stop)).x0
 
     last, taken = len(grid.t) - 1, 0
-    carry = (jnp.asarray(x_init), sampler.init(x_init, level(0)))
     while True:
         stop = min(taken + every, last)
         carry, x0 = run(carry, taken, stop)
@@ -81,13 +99,12 @@ def invert(denoiser: Denoiser, x: Array, grid: Level, sampler: Sampler | None = 
     """A deterministic sampler run backwards: encodes x [B, ...], at grid's last level, as x at its first, noisiest one.
 
     `sample` with the same sampler on the same grid comes back to x, the closer the finer the grid. grid: levels [N], noisy
-    to clean. sampler: one that takes any two levels, by default `ddim()` (Song et al. 2021, eq. 14).
+    to clean. sampler: one that takes any two levels, by default `ddim()` (Song et al. 2021, eq. 14). Raises ValueError for
+    one that draws noise.
     """
     backwards = Level(*(jnp.asarray(a)[::-1] for a in grid))
-    sampler = ddim() if sampler is None else sampler
-    level, step = _stepper(sampler, denoiser, None, backwards)
-    body = lambda carry, i: (step(carry, i), None)
-    return jax.lax.scan(body, (x, sampler.init(x, level(0))), jnp.arange(len(grid.t) - 1))[0][0]
+    carry, _, step = _start(ddim() if sampler is None else sampler, denoiser, None, x, backwards)
+    return jax.lax.scan(lambda carry, i: (step(carry, i), None), carry, jnp.arange(len(grid.t) - 1))[0][0]
 
 
 def num_steps_for(draw: Callable[[int], Array], tolerance: float, start: int = 5, most: int = 1280) -> tuple[int, float]:

@@ -7,8 +7,8 @@ from diffusion_jax.grids import at_logsnr
 from diffusion_jax.types import Denoiser, Level, Sampler, Schedule
 
 MAX_GAMMA = 2.0**0.5 - 1.0
-# whose steps are in sigma / alpha: a long first one errs
-BY_RATIO = ("heun", "edm_churn", "dpm_solver_2", "dpm_solver_3")
+# The longest first step, a ratio of sigma / alpha, of samplers that err after a longer one: from there the digits are spoilt
+LONGEST_STEP = {"heun": 6.0, "edm_churn": 6.0, "dpm_solver_2": 6.0, "dpm_solver_3": 6.0, "annealed_langevin": 2.8}
 
 
 def _heun_step(denoiser: Denoiser, x, t: Level, s: Level):

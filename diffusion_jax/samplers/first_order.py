@@ -28,7 +28,8 @@ def ancestral(variance: str = "fixed_small") -> Sampler:
 def ddim(eta: float = 0.0) -> Sampler:
     """DDIM (Song et al. 2021, eqs. 12 and 16), between any two levels; of order 1, deterministic at eta = 0.
 
-    eta, in [0, 1], scales the noise's standard deviation: 0 for the probability-flow ODE, 1 for DDPM's fixed-small variance.
+    eta, a Python float in [0, 1], scales the noise's standard deviation: 0 for the probability-flow ODE, 1 for DDPM's
+    fixed-small variance.
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], not {eta}")

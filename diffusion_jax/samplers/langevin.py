@@ -18,16 +18,16 @@ def _langevin(keys, denoiser: Denoiser, x, level: Level, share: float, count: in
 
     def body(i, x):
         z = noise.normal(noise.fold_in(keys, i), x.shape[1:])
-        return x + sigma * (jnp.sqrt(2.0 * share) * z - share * denoiser(x, level).eps)
+        return (x + sigma * (jnp.sqrt(2.0 * share) * z - share * denoiser(x, level).eps)).astype(x.dtype)
 
     return jax.lax.fori_loop(0, count, body, x)
 
 
 def predictor_corrector(snr: float = 0.16, steps: int = 1, predictor: Sampler | None = None) -> Sampler:
-    """A predictor, then Langevin steps at the level reached (Song et al. 2021b, algorithms 1 to 3); of no order.
+    """A predictor, then Langevin steps at the level reached (Song et al. 2021b, section 4.2); of no order.
 
     snr: r, the signal-to-noise ratio of a Langevin step, whose size is 2 (r sigma)^2. steps: of them, one call each.
-    predictor: by default `ancestral("fixed_large")`, the reverse diffusion of the paper's appendix E.
+    predictor: by default `ancestral("fixed_large")`, which is the paper's reverse diffusion where alpha = 1.
     """
     if snr <= 0.0 or steps < 1:
         raise ValueError(f"snr must be above 0 and steps at least 1, not {snr} and {steps}")
@@ -43,7 +43,8 @@ def predictor_corrector(snr: float = 0.16, steps: int = 1, predictor: Sampler | 
 def annealed_langevin(size: float = 0.2, steps: int = 10) -> Sampler:
     """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): at every level `steps` Langevin steps; of no order.
 
-    size: epsilon / sigma_L^2 of the paper, in whose steps it is halved. One call a Langevin step.
+    size: epsilon / sigma_L^2 of the paper, in whose steps it is halved. One call a Langevin step. Neighbouring levels must be
+    so near that these steps make up for the growth of the noise: at the defaults, less than three apart in sigma / alpha.
     """
     if size <= 0.0 or steps < 1:
         raise ValueError(f"size must be above 0 and steps at least 1, not {size} and {steps}")

@@ -52,7 +52,8 @@ def dpmpp_2m() -> Sampler:
 def dpmpp_3m() -> Sampler:
     """DPM-Solver++(3M) (Lu et al. 2022b, appendix B), one call a step; of order 3.
 
-    x0 goes on as the parabola through the three last ones, integrated exactly.
+    x0 goes on as the parabola through the three last ones, integrated exactly; public programs give its second difference
+    half of that weight. Wants a grid even in log-SNR, of twenty steps or more.
     """
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):

@@ -15,7 +15,8 @@ def _hop(prediction: Prediction, s: Level):
 def dpm_solver_2(schedule: Schedule | None = None) -> Sampler:
     """DPM-Solver-2 (Lu et al. 2022a, algorithm 1), two calls a step, noise prediction; of order 2.
 
-    schedule: of the network, which embeds the t of the level in the middle; without it that t is interpolated.
+    schedule: of the network that embeds t, which needs it: without it the t of the level in the middle is interpolated, and
+    only nearly right.
     """
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
