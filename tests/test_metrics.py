@@ -123,7 +123,7 @@ def test_more_neighbours_than_points():
 
 @pytest.mark.usefixtures("blocks")
 def test_nearest_in_a_training_set():
-    samples, training = points(0, 12, 5), points(1, 30, 5)
+    samples, training = points(0, 12, 5, shift=1000.0), points(1, 30, 5, shift=1000.0)
     samples[3] = training[17]
     found = metrics.nearest(samples, training)
     apart = np.array([[distance(a, b) for b in training] for a in samples])
