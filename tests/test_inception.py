@@ -202,6 +202,7 @@ def test_a_torchscript_file_of_weights(tmp_path, monkeypatch):
             self.stride = 2
             self.weight = torch.nn.Parameter(torch.randn(*shape))
             self.register_buffer("mean", torch.randn(shape[0]).double())
+            self.register_buffer("batches", torch.arange(3))
 
         def forward(self, x):
             return torch.nn.functional.conv2d(x, self.weight, stride=self.stride)
