@@ -1,0 +1,187 @@
+"""The Fréchet distance of two Gaussians fitted to features: FID where they are Inception's (Heusel et al. 2017).
+
+All in NumPy and float64. Features are matrices [N, D]. FID is biased upwards by about c / N: only numbers of the same N
+compare, or those of `infinite` (Chong & Forsyth 2020).
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+
+
+class Moments(NamedTuple):
+    """Of `count` rows: the mean [D] and the scatter [D, D], the sum of the outer products of deviations from the mean."""
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """The unbiased one, over count - 1."""
+        return self.scatter / (self.count - 1)
+
+
+def moments(features: np.ndarray) -> Moments:
+    """Of one block of features [N, D]. Raises UserError where one is not finite."""
+    features = np.asarray(features, np.float64)
+    if not np.isfinite(features).all():
+        raise UserError("the features must be finite")
+    mean = features.mean(axis=0)
+    deviations = features - mean
+    return Moments(len(features), mean, deviations.T @ deviations)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Of the rows of both, without the cancellation of sums of squares (Chan, Golub & LeVeque 1983, eq. 2.1)."""
+    count, shift = a.count + b.count, b.mean - a.mean
+    scatter = a.scatter + b.scatter + np.outer(shift, shift) * (a.count * b.count / count)
+    return Moments(count, a.mean + shift * (b.count / count), scatter)
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What a Fréchet distance needs of a data set, and what tells where it came from.
+
+    mean [D] and covariance [D, D], float64, of `count` examples. record: plain values such as the data set, its split, the
+    preprocessing and the weights' fingerprint.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+    record: dict = dataclasses.field(default_factory=dict)
+
+
+def statistics(blocks: Iterable[np.ndarray], record: dict | None = None) -> Statistics:
+    """Of features that come in blocks [n, D] of any lengths; memory is that of one block and of D x D.
+
+    Raises UserError for fewer than two rows in all.
+    """
+    whole = functools.reduce(merge, (moments(block) for block in blocks if len(block)), Moments(0, np.zeros(1), np.zeros(1)))
+    if whole.count < 2:
+        raise UserError(f"a covariance needs at least two examples, not {whole.count}")
+    return Statistics(whole.mean, whole.covariance, whole.count, record or {})
+
+
+def save(path: str | pathlib.Path, value: Statistics) -> None:
+    """Writes an NPZ of mean, covariance, count and the record as JSON, whole or not at all."""
+    partial = pathlib.Path(f"{path}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, mean=value.mean, covariance=value.covariance, count=value.count, record=json.dumps(value.record))
+    os.replace(partial, path)
+
+
+def load(path: str | pathlib.Path) -> Statistics:
+    """What `save` wrote. Raises UserError for any other file."""
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no file of statistics {path}")
+    try:
+        with pathlib.Path(path).open("rb") as opened, np.load(opened) as file:
+            value = Statistics(file["mean"], file["covariance"], int(file["count"]), json.loads(str(file["record"])))
+    except Exception as error:  # a zip's, NumPy's or JSON's
+        raise UserError(f"{path} is no file of statistics: {' '.join(str(error).split())[:160]}") from None
+    if value.mean.ndim != 1 or value.covariance.shape != 2 * value.mean.shape:
+        raise UserError(f"{path} is no file of statistics: mean {value.mean.shape}, covariance {value.covariance.shape}")
+    return value
+
+
+def root(covariance: np.ndarray) -> np.ndarray:
+    """R [r, D] with R^T R = covariance, by its eigenvalues; those within rounding of zero are left out."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > values.max() * len(values) * np.finfo(np.float64).eps
+    return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+
+
+def root_of_features(features: np.ndarray) -> np.ndarray:
+    """R with R^T R = the covariance of features [N, D], from the features themselves."""
+    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
+
+
+def distance_of_roots(mean_a: np.ndarray, root_a: np.ndarray, mean_b: np.ndarray, root_b: np.ndarray) -> float:
+    """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2) (Dowson & Landau 1982), S = R^T R.
+
+    The last trace is the sum of the singular values of R_a R_b^T: the squares of these are the eigenvalues of
+    S_a^1/2 S_b S_a^1/2, whose square roots would have half the digits where S is singular.
+    """
+    spread = (root_a**2).sum() + (root_b**2).sum()
+    shared = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    return max(0.0, float(((mean_a - mean_b) ** 2).sum() + spread - 2.0 * shared))
+
+
+SAME = ("preprocessing", "weights")  # of two records, for their features to be of one kind
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """The squared Fréchet distance of the two Gaussians: FID. Raises UserError where the features are of different kinds."""
+    if a.mean.shape != b.mean.shape:
+        raise UserError(f"statistics of {len(a.mean)} and of {len(b.mean)} features don't compare")
+    for key in SAME:
+        if key in a.record and key in b.record and a.record[key] != b.record[key]:
+            raise UserError(f"statistics of different {key} don't compare: {a.record[key]} and {b.record[key]}")
+    return distance_of_roots(a.mean, root(a.covariance), b.mean, root(b.covariance))
+
+
+def _distances(features: np.ndarray, reference: Statistics, chosen: Iterable[np.ndarray]) -> np.ndarray:
+    """The Fréchet distance of each choice of rows of features [N, D] to the reference."""
+    reference_root = root(reference.covariance)
+    rows = (np.asarray(features[index], np.float64) for index in chosen)
+    return np.array([distance_of_roots(x.mean(axis=0), root_of_features(x), reference.mean, reference_root) for x in rows])
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+    standard_error: float
+
+
+def bootstrap(
+    features: np.ndarray, reference: Statistics, replicates: int = 50, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """A confidence interval of the Fréchet distance between N samples [N, D] and the reference (Efron 1979).
+
+    A replicate, N rows drawn with replacement, has fewer distinct rows and so a larger bias than the N samples. Only the
+    replicates' spread about their own mean is used therefore; the interval is one for the distance of N samples.
+    """
+    rng, count = np.random.default_rng(seed), len(features)
+    chosen = (rng.integers(count, size=count) if i else np.arange(count) for i in range(replicates + 1))
+    distances = _distances(features, reference, chosen)
+    whole, drawn = distances[0], distances[1:]
+    low, high = np.quantile(drawn - drawn.mean(), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(whole + low), float(whole + high), float(drawn.std(ddof=1)))
+
+
+class Extrapolation(NamedTuple):
+    """distance + slope / count, fitted to the distances [K] of counts [K] of samples."""
+
+    distance: float
+    slope: float
+    counts: np.ndarray
+    distances: np.ndarray
+
+
+def infinite(
+    features: np.ndarray, reference: Statistics, least: int | None = None, points: int = 15, seed: int = 0
+) -> Extrapolation:
+    """FID-infinity (Chong & Forsyth 2020): the Fréchet distance, linear in 1 / N, extrapolated to infinitely many samples.
+
+    features [N, D]: subsets of `points` sizes, from `least` (N / 10 unless told) to N, are drawn from them without
+    replacement. The reference's own bias remains. Raises UserError for sizes that make no line.
+    """
+    count = len(features)
+    least = max(2, count // 10) if least is None else least
+    if points < 2 or not 2 <= least < count:
+        raise UserError(f"extrapolating needs two sizes or more, from 2 up to fewer than {count}, not {points} from {least}")
+    rng, counts = np.random.default_rng(seed), np.linspace(least, count, points).astype(int)
+    distances = _distances(features, reference, (rng.choice(count, size, replace=False) for size in counts))
+    slope, distance = np.polyfit(1.0 / counts, distances, 1)
+    return Extrapolation(float(distance), float(slope), counts, distances)
