@@ -37,7 +37,7 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     settings, data, parts = config.likelihood, config.data, build(config)
     flow = choose(METHODS, settings.method, "likelihood.method") == "ode"
     grid = ends(parts) if flow else chain(config, parts)
-    source = sources.load(data.source, settings.split, data.name, data.folder, data.shape, data.num_classes)
+    source = sources.load(data, settings.split)
     params, step = restore_params(config, parts, workdir, settings.ema)
     folder = make_folder(workdir / "nll")
     result = measure(config, parts, params, grid, source)
