@@ -3,6 +3,8 @@ import json
 import pathlib
 import subprocess
 import sys
+import tomllib
+import types
 
 import numpy as np
 import pytest
@@ -164,6 +166,19 @@ def test_a_source_without_8_bit_images_is_refused(monkeypatch):
 def test_a_tfds_set_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="tfds cannot read 'no_such_set'"):
         sources.tfds("train", "no_such_set", str(tmp_path))
+
+
+def test_a_tfds_set_that_cannot_be_prepared_names_the_extra_that_can():
+    class Builder:
+        info = types.SimpleNamespace(full_name="cifar10/3.0.2")
+
+        def download_and_prepare(self):
+            raise ImportError("No module named 'tensorflow'")
+
+    with pytest.raises(UserError, match=r"cifar10/3.0.2 .* pip install -e '\.\[tfds-prepare\]'$"):
+        sources.prepare(Builder(), "")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["tfds-prepare"] == ["tensorflow", "importlib_resources"]
 
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="needs the prepared CIFAR-10 of ../shared/data")

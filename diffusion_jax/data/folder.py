@@ -113,7 +113,7 @@ def folder(
         root=root,
         names=[found.names[i] for i in rows],
         labels=np.array([number[words[j]] if words else 0 for j in chosen], np.int32),
-        class_names=classes,
+        class_names=[shown(word) for word in classes],
         shape=shape,
         resize=resize,
         sizes=known.sizes[rows],
