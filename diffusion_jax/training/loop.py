@@ -130,7 +130,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {devices}")
     for note in getattr(source, "notes", ()):
-        log.say(f"{data.folder}: {note}")
+        log.say(f"note: {note}")
     take_steps = replicated_step(step_fn, settings.steps_per_call)
     return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, checkpoints, log), state
 
