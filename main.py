@@ -4,6 +4,7 @@
   python main.py sample --workdir DIR                                  draws from a trained run
   python main.py edit --workdir DIR                                    inpaints, varies, translates images ...
   python main.py nll --workdir DIR                                     its variational bound, in bits/dim
+  python main.py data --workdir DIR --config experiments/NAME.py       counts, sizes, labels and a picture of its data
   python main.py figures --workdir DIR [--config ...]                  the papers' figures, of a config or a run
   python main.py import --workdir DIR --config ... --weights FILE      a run from an Improved DDPM or ADM checkpoint
   python main.py export-weights --workdir DIR --weights FILE           and back, as .safetensors
@@ -23,7 +24,7 @@ from absl import flags
 
 from diffusion_jax.errors import Interrupted, UserError, nearest
 
-COMMANDS = ("train", "sample", "edit", "nll", "figures", "import", "export-weights", "list")
+COMMANDS = ("train", "sample", "edit", "nll", "data", "figures", "import", "export-weights", "list")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
 
 
@@ -35,7 +36,7 @@ def run(argv: list[str]) -> None:
     command = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else "train"
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
-    from diffusion_jax import catalog, command_line, edit, figures, generate, nll, weights
+    from diffusion_jax import catalog, command_line, describe, edit, figures, generate, nll, weights
     from diffusion_jax.training import loop
 
     if command == "list":
@@ -45,14 +46,11 @@ def run(argv: list[str]) -> None:
     workdir, config = given.workdir, given.config
     if command == "train":
         loop.train(config, workdir)
-    elif command == "sample":
-        print(f"samples: {generate.sample(config, workdir)}")
-    elif command == "edit":
-        print(f"edits: {edit.edit(config, workdir)}")
-    elif command == "nll":
-        print(nll.nll(config, workdir))
-    elif command == "figures":
-        print(f"figures: {figures.figures(config, workdir)}")
+    elif command in ("nll", "data"):
+        print({"nll": nll.nll, "data": describe.describe}[command](config, workdir))
+    elif command in ("sample", "edit", "figures"):
+        made = {"sample": generate.sample, "edit": edit.edit, "figures": figures.figures}[command](config, workdir)
+        print(f"{command.removesuffix('s')}s: {made}")
     elif command == "import":
         weights.import_weights(given.weights, config, workdir, given.new_attention_order)
         print(weights.on_trust(workdir))

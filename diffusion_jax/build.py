@@ -10,6 +10,7 @@ import optax
 
 from diffusion_jax import losses, predictions, schedules, timesteps, weightings
 from diffusion_jax.config import Config, check_types, choose, fields
+from diffusion_jax.data import folder, images
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.unet import MODELS
 from diffusion_jax.sampling import check_guidance, make_grid, make_sampler, model_variance
@@ -127,6 +128,8 @@ def check_ranges(config: Config) -> None:
     """Raises UserError for numbers out of range that no library function would catch."""
     training, sampling, data = config.training, config.sampling, config.data
     for path, _, value in fields(config):
+        if isinstance(value, float) and not np.isfinite(value):
+            raise UserError(f"config.{path} must be finite, not {value}")
         if path in POSITIVE and value <= 0:
             raise UserError(f"config.{path} must be above 0, not {value}")
         if path in NOT_NEGATIVE and value < 0:
@@ -146,6 +149,8 @@ def check_ranges(config: Config) -> None:
     check_guidance(config)
     if len(data.shape) != 3 or min(data.shape) < 1:
         raise UserError(f"config.data.shape must be height, width and channels, not {data.shape}")
+    choose(images.RESIZES, data.resize, "data.resize")
+    choose(folder.UNREADABLE, data.unreadable, "data.unreadable")
     if len(config.model.channel_mult) < 1 or min(config.model.channel_mult) < 1:
         raise UserError(f"config.model.channel_mult needs one number of at least 1 a level, not {config.model.channel_mult}")
     for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):

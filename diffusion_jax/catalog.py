@@ -6,7 +6,7 @@ import re
 
 from diffusion_jax import build, edit, grids, losses, predictions, samplers, schedules, timesteps, weightings
 from diffusion_jax.config import Config, fields
-from diffusion_jax.data import sources
+from diffusion_jax.data import folder, images, sources
 from diffusion_jax.models import unet
 from diffusion_jax.process import VARIANCES
 
@@ -23,6 +23,8 @@ REGISTRIES = {
     "editing.task": edit.TASKS,
 }
 CHOICES = {
+    "data.resize": tuple(images.RESIZES),
+    "data.unreadable": folder.UNREADABLE,
     "model.dtype": build.DTYPES,
     "diffusion.norm": tuple(losses.NORMS),
     "training.optimizer": build.OPTIMIZERS,
@@ -36,7 +38,7 @@ CHOICES = {
 def summary(docstring: str | None) -> str:
     """The first sentence of a docstring."""
     paragraph = " ".join((docstring or "").split("\n\n")[0].split())
-    return re.split(r"(?<! al)(?<! eq)(?<! eqs)\. ", paragraph)[0].rstrip(".")
+    return re.split(r"(?<! al)(?<! alg)(?<! eq)(?<! eqs)(?<!\.\.)\. ", paragraph)[0].rstrip(".")
 
 
 def catalog(folder: pathlib.Path) -> str:

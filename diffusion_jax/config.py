@@ -29,9 +29,13 @@ def group(cls: type) -> Any:
 class Data:
     source: str = setting("digits", "name of the data source")
     name: str = setting("", "of a tfds source: the data set, as in cifar10:3.0.2")
-    folder: str = setting("", "of a tfds source: where prepared data sets lie; empty for TFDS_DATA_DIR or tfds's own default")
+    folder: str = setting("", "folder: of the images; arrays: the file; tfds: of prepared data, or empty for TFDS_DATA_DIR")
     shape: tuple = setting((8, 8, 1), "height, width and channels of the images")
     num_classes: int = setting(10, "number of labels; 0 trains without labels")
+    labels: str = setting("folders", "of a folder: its subfolders; prefix, file names up to _; none; or a CSV of file,label")
+    resize: str = setting("center_crop", "of a folder: how images get data.shape; none where they have it")
+    unreadable: str = setting("fail", "of a folder: whether files that cannot be read stop the program, or skip")
+    cache: bool = setting(False, "of a folder: keep the decoded images in ~/.cache/diffusion_jax/data")
     train_split: str = setting("train", "the split to train on")
     eval_split: str = setting("test", "the held-out split")
     flip: bool = setting(False, "mirror half of the training images, at random")
@@ -165,6 +169,7 @@ class Config:
 # What may change between two starts in one workdir: how long, how often, what to draw. All else is the experiment.
 FREE_FIELDS = {
     "data.folder",
+    "data.cache",
     "training.num_steps",
     "training.log_every",
     "training.eval_every",

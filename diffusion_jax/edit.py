@@ -17,9 +17,9 @@ from diffusion_jax.config import Config, choose, differences, load
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.denoisers import classifier_free
 from diffusion_jax.errors import UserError, nearest
-from diffusion_jax.generate import make_folder, new_folder, restore_params, weak_params
+from diffusion_jax.generate import make_folder, new_folder, restore_params, weak_params, write_settings
 from diffusion_jax.noise import example_keys, fold_in, initial_noise
-from diffusion_jax.sampling import make_run_denoiser, make_run_sampler
+from diffusion_jax.sampling import advice, make_run_denoiser, make_run_sampler
 from diffusion_jax.training.parallel import map_examples
 from diffusion_jax.training.step import to_float
 from diffusion_jax.types import Denoiser, Level, Sampler
@@ -194,17 +194,20 @@ def load_images(config: Config) -> dict[str, np.ndarray]:
     """{"image": uint8 [N, H, W, C], "label": int32 [N] where the run has classes}, N at most editing.num."""
     settings, data, path = config.editing, config.data, config.editing.images
     if not path:
-        source = sources.load(data.source, settings.split, data.name, data.folder, data.shape, data.num_classes)
+        source = sources.load(data, settings.split)
         given = pipeline.examples(source, range(min(settings.num, len(source))))
         images, labels = given["image"], given.get("label")
     elif path.endswith(".npz"):
         images, labels = load_npz(path, tuple(data.shape), data.num_classes)
     elif path.endswith(".png"):
         images, labels = load_png(path, "config.editing.images", tuple(data.shape))[None], None
+        labels = np.array([config.sampling.label], np.int32) if config.sampling.label >= 0 else None
     else:
         raise UserError(f"config.editing.images must be a .npz or a .png, not {path!r}")
     if data.num_classes and labels is None:
-        raise UserError(f"config.editing.images={path} has no labels, which this run needs: give an .npz with them")
+        raise UserError(
+            f"config.editing.images={path} has no labels, which this run needs: an .npz may hold them, a PNG's is config.sampling.label"
+        )
     if settings.task == "interpolate" and min(len(images), settings.num) < 2:
         raise UserError("config.editing.task=interpolate needs two images or more")
     given = {"image": images[: settings.num]}
@@ -265,6 +268,8 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     job, given = Job(config, parts, load_mask(config)), load_images(config)
     params, step = restore_params(config, parts, workdir, sampling.ema)
     weak = weak_params(config)
+    if note := advice(config, parts.grid):
+        print(note)
     make_folder(workdir / "edits")
     done = run(job, (params, weak), given)
 
@@ -281,6 +286,7 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     arrays |= {"mask": job.mask} if settings.task == "inpaint" else {}
     arrays |= {"fractions": FRACTIONS} if settings.task == "interpolate" else {}
     np.savez(folder / "edits.npz", **arrays)
+    write_settings(folder, sampling=config.sampling, editing=settings)
     if "errors" in done:
         print(f"error a pixel, of images in [-1, 1]: largest {done['errors'].max():.2g}, mean {done['errors'].mean():.2g}")
     return folder

@@ -160,8 +160,7 @@ def figures(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     """
     parts, data = build(config), config.data
     check_table(config, parts)
-    load_split = lambda split: sources.load(data.source, split, data.name, data.folder, data.shape, data.num_classes)
-    train, held_out = load_split(data.train_split), load_split(config.likelihood.split)
+    train, held_out = sources.load(data, data.train_split), sources.load(data, config.likelihood.split)
     open_workdir(workdir, config)
     folder = make_folder(workdir / "figures")
     beta_ratio(config, folder)

@@ -1,5 +1,7 @@
 """The command `sample`: draws from a trained run and writes the pictures."""
 
+import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 
@@ -11,9 +13,9 @@ from diffusion_jax import pictures
 from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config, differences, load
 from diffusion_jax.errors import UserError
-from diffusion_jax.samplers import num_steps_for
+from diffusion_jax.samplers import draws_noise, num_steps_for
 from diffusion_jax.sampling import advice, labels, make_generate
-from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.checkpoint import Checkpoints, write_text
 from diffusion_jax.training.parallel import place
 
 PICTURED = 10  # samples whose reverse process is shown
@@ -86,6 +88,13 @@ def make_folder(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def write_settings(folder: pathlib.Path, **groups) -> None:
+    """folder/settings.json: the groups of settings by which its pictures were made."""
+    write_text(
+        folder / "settings.json", json.dumps({name: dataclasses.asdict(group) for name, group in groups.items()}, indent=2)
+    )
+
+
 def new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
     """parent/name, or parent/name-2, -3, ... where it exists: nothing is overwritten."""
     number, folder = 1, parent / name
@@ -126,6 +135,7 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         np.savez(folder / "samples.npz", images=pixels, labels=labels(config, np.arange(sampling.num)))
     else:
         np.savez(folder / "samples.npz", images=pixels)
+    write_settings(folder, sampling=sampling)
     if sampling.gif or sampling.strip:
         write_chain(config, folder, make_generate(config, parts, trajectory=True, weak=weak), params)
     return folder
@@ -139,6 +149,13 @@ def settled(config: Config, params, weak) -> Parts:
         sampling.steps = str(num_steps)
         return make_generate(config, build(config), weak=weak)(params, np.arange(min(sampling.num, PILOT)))
 
+    if sampling.grid == "explicit":
+        raise UserError("config.sampling.tolerance chooses a number of steps, which an explicit grid does not take")
+    if draws_noise(build(config).sampler):
+        raise UserError(
+            f"config.sampling.tolerance compares samples of the same noise, but {sampling.sampler} draws anew in every step; "
+            "take ddim, dpmpp_2m, unipc or heun_flow"
+        )
     try:
         num_steps, error = num_steps_for(attempt, sampling.tolerance, most=most)
     except ValueError as error:

@@ -37,7 +37,7 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     settings, data, parts = config.likelihood, config.data, build(config)
     flow = choose(METHODS, settings.method, "likelihood.method") == "ode"
     grid = None if flow else chain(config, parts)
-    source = sources.load(data.source, settings.split, data.name, data.folder, data.shape, data.num_classes)
+    source = sources.load(data, settings.split)
     params, step = restore_params(config, parts, workdir, settings.ema)
     folder = make_folder(workdir / "nll")
     result = measure(config, parts, params, grid, source)
@@ -74,6 +74,7 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
             report["best_steps"] = ",".join(map(str, steps))
         plots.bound(path.with_suffix(".png"), np.asarray(grid.t), by_t["terms"], report["bits_per_dim"])
     write_text(path, json.dumps(report, indent=2) + "\n")
+    print(f"{report['bits_per_dim']:.3f} bits/dim" + (f" +- {error:.3f}" if (error := report["standard_error"]) else ""))
     return path
 
 

@@ -51,7 +51,7 @@ def make_grid(config: Config, schedule: Schedule, num_steps: int | None = None) 
     factory = choose(grids.GRIDS, sampling.grid, "sampling.grid")
     if sampling.grid in ("respaced", "explicit"):
         grid = factory(schedule, sampling.steps if num_steps is None else str(num_steps))
-    elif not sampling.steps.isdigit():
+    elif not sampling.steps.isdecimal():
         raise UserError(f"config.sampling.steps must be a number for the {sampling.grid} grid, not {sampling.steps!r}")
     else:
         options = {"rho": sampling.rho} if "rho" in inspect.signature(factory).parameters else {}

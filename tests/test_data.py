@@ -1,14 +1,21 @@
+import functools
+import json
 import pathlib
+import subprocess
 import sys
+import tomllib
+import types
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from diffusion_jax.config import Data
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import UserError
 
-CIFAR = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "tensorflow_datasets"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CIFAR = ROOT.parent / "shared" / "data" / "tensorflow_datasets"
 
 
 class Numbers:
@@ -22,6 +29,13 @@ class Numbers:
 
     def __getitem__(self, i):
         return {"image": np.full((2, 2, 1), i, np.uint8), "label": np.int32(i)}
+
+
+class Arrow(Numbers):
+    """A source of one image, dark at the left."""
+
+    def __getitem__(self, i):
+        return {"image": np.array([[0, 1]], np.uint8)[..., None], "label": np.int32(i)}
 
 
 def labels(batches, count):
@@ -46,12 +60,71 @@ def test_every_epoch_has_every_example_once_in_a_new_order():
     assert (first != second).any()
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_out_an_epoch(processes):
-    parts = [pipeline.training_batches(Numbers(13), 3 * processes, 0, False, p, processes) for p in range(processes)]
-    # `processes` epochs of 13 examples are 13 for each process; read them with one batch more, and count the first 13
-    seen = np.concatenate([labels(part, 5)[:13] for part in parts])
-    np.testing.assert_array_equal(np.sort(seen), np.repeat(np.arange(13), processes))
+READER = """
+import json, sys
+import numpy as np
+from diffusion_jax.data import pipeline
+
+class Numbers:
+    def __len__(self): return 1000
+    def __getitem__(self, i): return {"label": np.int32(i)}
+
+process, processes, batch_size = map(int, sys.argv[1:])
+begin = lambda: pipeline.training_batches(Numbers(), batch_size, 5, True, process, processes, epochs=2)
+pipeline.Flip.random_map = lambda self, element, rng: element  # there is nothing to mirror
+batches = begin()
+read = [next(batches)["label"].tolist() for _ in range(700 // batch_size)]
+state = json.dumps(batches.get_state())
+del batches
+again = begin()
+again.set_state(json.loads(state))
+print(json.dumps(read + [batch["label"].tolist() for batch in again]))
+"""
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(1, 64), (2, 64), (3, 63)])
+def test_real_processes_read_every_example_once_an_epoch_also_after_a_resume(processes, batch_size):
+    """1,000 numbered examples: a batch divides no epoch, 3 processes divide no epoch, and all stop in the middle of one."""
+    command = lambda process: [sys.executable, "-c", READER, *map(str, (process, processes, batch_size))]
+    started = [subprocess.Popen(command(p), stdout=subprocess.PIPE, text=True, cwd=ROOT) for p in range(processes)]
+    parts = [json.loads(process.communicate(timeout=120)[0]) for process in started]
+    assert [process.returncode for process in started] == [0] * processes
+    for part in parts:
+        assert all(len(batch) == batch_size // processes for batch in part[: 2000 // batch_size])
+    longest = max(map(len, parts))
+    stream = [number for i in range(longest) for part in parts for number in (part[i] if i < len(part) else ())]
+    np.testing.assert_array_equal(np.sort(stream[:1000]), np.arange(1000))
+    np.testing.assert_array_equal(np.sort(stream[1000:]), np.arange(1000))
+    assert stream[:1000] != stream[1000:]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_processes_read_what_one_alone_would_in_its_order(processes):
+    """Every part of a batch, flips included, and from the state of another number of processes."""
+    begin = lambda *shard: pipeline.training_batches(Arrow(13), 12, 3, True, *shard)
+    alone = begin()
+    for _ in range(2):
+        next(alone)
+    parts = [begin(p, processes) for p in range(processes)]
+    for part in parts:
+        part.set_state(alone.get_state())
+    for _ in range(3):
+        whole, shares = next(alone), [next(part) for part in parts]
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(whole[name], np.concatenate([share[name] for share in shares]))
+
+
+@pytest.mark.parametrize("total", [0, 1, 11, 12, 13, 24, 29])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_a_stream_that_ends_is_all_read(total, processes):
+    parts = [pipeline.training_batches(Numbers(total), 12, 0, False, p, processes, epochs=1) for p in range(processes)]
+    read = [label for part in parts for batch in part for label in batch["label"]]
+    assert sorted(read) == list(range(total))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(UserError, match="training.batch_size=16 is not divisible by 3 processes"):
+        pipeline.training_batches(Numbers(40), 16, 0, False, 0, 3)
 
 
 def test_the_state_goes_on_in_mid_epoch():
@@ -69,10 +142,6 @@ def test_the_state_goes_on_in_mid_epoch():
 
 
 def test_flip_mirrors_about_half():
-    class Arrow(Numbers):
-        def __getitem__(self, i):
-            return {"image": np.array([[0, 1]], np.uint8)[..., None], "label": np.int32(i)}
-
     images = np.concatenate([next(pipeline.training_batches(Arrow(400), 400, seed=s, flip=True))["image"] for s in range(2)])
     flipped = (images[:, 0, 0, 0] == 1).sum()
     assert 340 < flipped < 460  # 400 of 800, within 4.2 standard deviations
@@ -81,17 +150,17 @@ def test_flip_mirrors_about_half():
 
 def test_a_source_that_is_not_what_the_experiment_says_is_refused():
     with pytest.raises(UserError, match="images of shape"):
-        sources.load("digits", "train", "", "", (32, 32, 3), 10)
+        sources.load(Data(shape=(32, 32, 3)), "train")
     with pytest.raises(UserError, match="10 classes, but data.num_classes is 3"):
-        sources.load("digits", "test", "", "", (8, 8, 1), 3)
+        sources.load(Data(num_classes=3), "test")
 
 
 def test_a_source_without_8_bit_images_is_refused(monkeypatch):
     for image in (np.zeros((8, 8, 1), np.float32), None):
         example = {"label": 0} if image is None else {"image": image, "label": 0}
-        monkeypatch.setitem(sources.SOURCES, "odd", lambda *args, example=example: [example])
+        monkeypatch.setitem(sources.SOURCES, "odd", functools.partial(lambda example, split: [example], example))
         with pytest.raises(UserError, match="odd has no 8-bit images"):
-            sources.load("odd", "train", "", "", (8, 8, 1), 0)
+            sources.load(Data(source="odd"), "train")
 
 
 def test_a_tfds_set_that_is_not_there_is_named(tmp_path):
@@ -99,9 +168,23 @@ def test_a_tfds_set_that_is_not_there_is_named(tmp_path):
         sources.tfds("train", "no_such_set", str(tmp_path))
 
 
+def test_a_tfds_set_that_cannot_be_prepared_names_the_extra_that_can():
+    class Builder:
+        info = types.SimpleNamespace(full_name="cifar10/3.0.2")
+
+        def download_and_prepare(self):
+            raise ImportError("No module named 'tensorflow'")
+
+    with pytest.raises(UserError, match=r"cifar10/3.0.2 .* pip install -e '\.\[tfds-prepare\]'$"):
+        sources.prepare(Builder(), "")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["tfds-prepare"] == ["tensorflow", "importlib_resources"]
+
+
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="needs the prepared CIFAR-10 of ../shared/data")
 def test_cifar10_is_read_by_tfds_without_tensorflow():
-    source = sources.load("tfds", "test", "cifar10", str(CIFAR), (32, 32, 3), 10)
+    source = sources.load(Data(source="tfds", name="cifar10", folder=str(CIFAR), shape=(32, 32, 3)), "test")
+    assert (source.splits, source.class_names[3]) == ({"train": 50_000, "test": 10_000}, "cat")
     assert len(source) == 10_000
     assert {int(source[i]["label"]) for i in range(0, 10_000, 100)} == set(range(10))
     batch = next(pipeline.training_batches(source, 8, seed=0))

@@ -16,7 +16,8 @@ FLOORS = {
         0: "types errors version",
         1: "schedules process predictions timesteps weightings grids noise",
         2: "losses likelihood denoisers samplers ode editing mixtures",
-        3: "config build sampling generate pictures plots catalog command_line weights nll figures edit training evaluation",
+        3: "config build sampling generate pictures plots catalog command_line weights nll figures edit training evaluation "
+        "describe",
     }.items()
     for name in names.split()
 } | {"": 2}  # the package itself, which gathers the core for notebooks

@@ -3,6 +3,10 @@
 import grain
 import numpy as np
 
+from diffusion_jax.errors import UserError
+
+ENDLESS = 2**60  # examples
+
 
 class Flip(grain.transforms.RandomMap):
     """Mirrors half of the images."""
@@ -11,17 +15,33 @@ class Flip(grain.transforms.RandomMap):
         return {**element, "image": element["image"][:, ::-1]} if rng.random() < 0.5 else element
 
 
-def training_batches(source, batch_size: int, seed: int, flip: bool = False, process: int = 0, processes: int = 1):
-    """An endless iterator of batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, newly shuffled every epoch.
+def training_batches(
+    source, batch_size: int, seed: int, flip: bool = False, process: int = 0, processes: int = 1, epochs: int | None = None
+):
+    """An iterator of batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, newly shuffled every epoch; None is endless.
 
-    B = batch_size / processes. Every process reads its own examples, none lost or doubled. `get_state()` is a small dict
-    of numbers from which `set_state()` continues with the very next batch.
+    There is one stream of examples, epoch after epoch, cut into batches of batch_size; a batch may end one epoch and begin the
+    next. Process p takes the p-th of `processes` equal parts of every batch, so that together they read what one process
+    alone would, in its order. Only the very last batch of a number of epochs is smaller; its parts then are not equal.
+    `get_state()` is a small dict of numbers from which `set_state()` continues with the very next batch, also on another
+    number of processes.
     """
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()[process::processes]
-    if flip:
-        examples = examples.random_map(Flip())
-    options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
-    return iter(examples.batch(batch_size // processes).to_iter_dataset(options))
+    if batch_size % processes:
+        raise UserError(f"training.batch_size={batch_size} is not divisible by {processes} processes")
+    share = batch_size // processes
+    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
+    stream = stream.random_map(Flip()) if flip else stream  # before the parts: a flip is the example's, not the process's
+    length = ENDLESS if epochs is None else own_length(len(stream), batch_size, process, processes)
+    number = lambda i: i // share * batch_size + process * share + i % share
+    own = grain.MapDataset.range(length).map(lambda i: stream[number(i)])
+    return iter(own.batch(share).to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+
+
+def own_length(total: int, batch_size: int, process: int, processes: int) -> int:
+    """How many of the first `total` examples of the stream are a process's."""
+    share = batch_size // processes
+    rest = total % batch_size - process * share
+    return total // batch_size * share + min(max(rest, 0), share)
 
 
 def examples(source, indices) -> dict[str, np.ndarray]:

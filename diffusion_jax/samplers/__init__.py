@@ -10,7 +10,7 @@ from diffusion_jax.noise import example_keys, initial_noise, normal
 from diffusion_jax.samplers import adaptive, edm, first_order, langevin, multistep, singlestep
 from diffusion_jax.samplers.adaptive import adaptive_ode
 from diffusion_jax.samplers.cached import cached
-from diffusion_jax.samplers.chain import Path, invert, num_steps_for, progressive, sample
+from diffusion_jax.samplers.chain import Path, draws_noise, invert, num_steps_for, progressive, sample
 from diffusion_jax.samplers.edm import LONGEST_STEP, MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
@@ -41,6 +41,7 @@ __all__ = [
     "dpmpp_2m",
     "dpmpp_2m_sde",
     "dpmpp_3m",
+    "draws_noise",
     "edm_churn",
     "euler",
     "euler_maruyama",

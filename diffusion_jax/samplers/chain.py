@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax import noise
 from diffusion_jax.grids import finite
 from diffusion_jax.samplers.first_order import ddim
-from diffusion_jax.types import Array, Denoiser, Level, Sampler
+from diffusion_jax.types import Array, Denoiser, Level, Prediction, Sampler
 
 
 class Path(NamedTuple):
@@ -105,6 +105,17 @@ def invert(denoiser: Denoiser, x: Array, grid: Level, sampler: Sampler | None = 
     backwards = Level(*(jnp.asarray(a)[::-1] for a in grid))
     carry, _, step = _start(ddim() if sampler is None else sampler, denoiser, None, x, backwards)
     return jax.lax.scan(lambda carry, i: (step(carry, i), None), carry, jnp.arange(len(grid.t) - 1))[0][0]
+
+
+def draws_noise(sampler: Sampler) -> bool:
+    """Whether the sampler's steps draw noise, and so need keys."""
+    t, s = Level(0.5, 0.6, 0.8), Level(0.3, 0.8, 0.6)
+    step = lambda x: sampler.step(None, lambda x, level: Prediction(x, x), x, sampler.init(x, t), t, s)[0]
+    try:
+        jax.eval_shape(step, jnp.zeros((1, 2)))
+    except ValueError:
+        return True
+    return False
 
 
 def num_steps_for(draw: Callable[[int], Array], tolerance: float, start: int = 5, most: int = 1280) -> tuple[int, float]:

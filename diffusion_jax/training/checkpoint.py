@@ -19,8 +19,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def open_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Makes the folder of a run, or enters it again; raises UserError where it is another experiment's or no run's."""
+def check_workdir(workdir: pathlib.Path, config: Config) -> None:
+    """Raises UserError where the folder is another experiment's or no run's. What `data` wrote before the run may lie there."""
     stored = workdir / "config.json"
     if stored.exists():
         changed = differences(load(stored), config)
@@ -32,11 +32,16 @@ def open_workdir(workdir: pathlib.Path, config: Config) -> None:
                 f"{workdir} goes on at step {max(saved)}, which is no multiple of "
                 f"training.steps_per_call={config.training.steps_per_call}; use a divisor of it"
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    elif workdir.is_dir() and any(path.name != "data" for path in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run of this program; choose another --workdir")
+
+
+def open_workdir(workdir: pathlib.Path, config: Config) -> None:
+    """Makes the folder of a run, or enters it again; UserError as of `check_workdir`, and where it cannot be written."""
+    check_workdir(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text(stored, to_json(config))
+        write_text(workdir / "config.json", to_json(config))
     except OSError as error:
         raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}") from None
 

@@ -87,11 +87,11 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     check_trains(config)
     check_batch(settings.batch_size, settings.accumulation_steps)
     data = config.data
-    load = lambda split: sources.load(data.source, split, data.name, data.folder, data.shape, data.num_classes)
-    batches = pipeline.training_batches(load(data.train_split), settings.batch_size, config.seed, data.flip)
+    source = sources.load(data, data.train_split)
+    batches = pipeline.training_batches(source, settings.batch_size, config.seed, data.flip)
     loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss)
     if settings.eval_every:  # with all labels
-        held_out = load(data.eval_split)
+        held_out = sources.load(data, data.eval_split)
         # the same for all runs of an objective: uniform, unless the distribution of t is part of the objective
         own = config.diffusion.timesteps in timesteps.OBJECTIVES
         distribution = parts.timesteps if own else timesteps.uniform(parts.schedule)
@@ -129,6 +129,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     parameters = sum(a.size for a in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {devices}")
+    for note in getattr(source, "notes", ()):
+        log.say(f"note: {note}")
     take_steps = replicated_step(step_fn, settings.steps_per_call)
     return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, checkpoints, log), state
 
