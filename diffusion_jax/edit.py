@@ -206,7 +206,8 @@ def load_images(config: Config) -> dict[str, np.ndarray]:
         raise UserError(f"config.editing.images must be a .npz or a .png, not {path!r}")
     if data.num_classes and labels is None:
         raise UserError(
-            f"config.editing.images={path} has no labels, which this run needs: an .npz may hold them, a PNG's is config.sampling.label"
+            f"config.editing.images={path} has no labels, which this run needs: "
+            "an .npz may hold them, a PNG's is config.sampling.label"
         )
     if settings.task == "interpolate" and min(len(images), settings.num) < 2:
         raise UserError("config.editing.task=interpolate needs two images or more")

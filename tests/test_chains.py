@@ -13,7 +13,6 @@ from diffusion_jax.process import logsnr_drop
 from diffusion_jax.types import CLEAN, Level, Sampler
 
 CHAINS = ["cosine_200_ddim25", "linear_1000_50", "cosine_4000_10,20,30", "linear_100_100"]
-KEYS = jax.random.split(jax.random.key(0), 1)
 
 
 class Chain:
@@ -25,7 +24,7 @@ class Chain:
     def run(self, sampler, clipped=True, trajectory=False):
         denoiser = make_denoiser(_network, None, PREDICTIONS["eps"]())
         denoiser = clip_x0(denoiser) if clipped else denoiser
-        run = lambda x: samplers.sample(sampler, denoiser, KEYS, x, self.grid, trajectory)
+        run = lambda x: samplers.sample(sampler, denoiser, None, x, self.grid, trajectory)
         return jax.jit(run)(self.peer["x_T"])
 
 

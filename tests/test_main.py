@@ -102,8 +102,9 @@ def improved(tmp_path_factory):
 def test_nll_reports_the_bound_term_by_term_with_a_plot_and_the_best_steps(improved, capsys):
     run("nll", "--workdir", improved, "--config.likelihood.examples=24", "--config.likelihood.budget=5")
     path = improved / "nll" / "step4-test-20-examples24.json"
-    assert capsys.readouterr().out == f"{path}\n"
     report = json.loads(path.read_text())
+    bits = f"{report['bits_per_dim']:.3f} bits/dim +- {report['standard_error']:.3f}"
+    assert capsys.readouterr().out == f"{bits}\n{path}\n"
     assert report["examples"] == 24
     assert report["variance"] == "learned_range"
     assert len(report["terms"]) == len(report["x0_mse"]) == len(report["eps_mse"]) == 20

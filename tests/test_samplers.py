@@ -16,7 +16,7 @@ from diffusion_jax import grids, schedules
 from diffusion_jax.denoisers import make_denoiser
 from diffusion_jax.mixtures import Mixture
 from diffusion_jax.predictions import PREDICTIONS
-from diffusion_jax.samplers import SAMPLERS, adaptive_ode, ancestral, annealed_langevin, ddim, edm_churn, sample
+from diffusion_jax.samplers import SAMPLERS, adaptive_ode, ancestral, annealed_langevin, ddim, draws_noise, edm_churn, sample
 from diffusion_jax.schedules import SCHEDULES
 from diffusion_jax.types import Level
 
@@ -265,6 +265,11 @@ def test_levels_between_those_of_the_grid_have_the_schedules_t(noise_by_index, x
     sampler = SAMPLERS[name](schedule=schedule)
     run = lambda denoiser: jax.jit(lambda x: sample(sampler, denoiser, np.arange(3), x, grid))(x_init)
     np.testing.assert_allclose(run(by_t), run(MIXTURE.denoiser), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whether_noise_is_drawn_is_known(name):
+    assert draws_noise(CASES[name]) == (name in STOCHASTIC)
 
 
 def test_the_number_of_keys_is_that_of_the_examples():

@@ -27,7 +27,9 @@ def _start(sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x: Arra
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if keys is not None and keys.shape != x.shape[:1]:
-        raise ValueError(f"keys have the shape {keys.shape}: one key is needed for each of {x.shape[0]} examples")
+        if draws_noise(sampler):
+            raise ValueError(f"keys have the shape {keys.shape}: one key is needed for each of {x.shape[0]} examples")
+        keys = None
     same = lambda a: a.astype(x.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
     grid = finite(Level(*(same(jnp.asarray(a)) for a in grid)))
     level = lambda i: jax.tree.map(lambda a: a[i], grid)
@@ -46,10 +48,10 @@ def sample(
 ) -> Any:
     """Runs the reverse chain from x_init [B, ...], at grid's first level, to clean data x0 [B, ...].
 
-    keys: [B], one per example; None for a sampler that draws no noise. grid: levels [N], noisy to clean; N - 1 steps are
-    scanned and the last level's x0 is returned, so that the network is called N times by a one-call sampler. With trajectory
+    keys: [B], one per example; any, or None, for a sampler that draws no noise. grid: levels [N], noisy to clean; N - 1
+    steps are scanned and the last level's x0 is returned, so that the network is called N times by a one-call sampler. With trajectory
     the result is (x0, `Path`), at no further call where a step begins with the prediction at its x. Raises ValueError for
-    another number of keys.
+    another number of keys than examples.
     """
     carry, level, step = _start(sampler, denoiser, keys, x_init, grid)
     last = len(grid.t) - 1
