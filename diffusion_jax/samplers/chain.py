@@ -49,9 +49,9 @@ def sample(
     """Runs the reverse chain from x_init [B, ...], at grid's first level, to clean data x0 [B, ...].
 
     keys: [B], one per example; any, or None, for a sampler that draws no noise. grid: levels [N], noisy to clean; N - 1
-    steps are scanned and the last level's x0 is returned, so that the network is called N times by a one-call sampler. With trajectory
-    the result is (x0, `Path`), at no further call where a step begins with the prediction at its x. Raises ValueError for
-    another number of keys than examples.
+    steps are scanned and the last level's x0 is returned, so that the network is called N times by a one-call sampler.
+    With trajectory the result is (x0, `Path`), at no further call where a step begins with the prediction at its x. Raises
+    ValueError for another number of keys than examples.
     """
     carry, level, step = _start(sampler, denoiser, keys, x_init, grid)
     last = len(grid.t) - 1
