@@ -230,7 +230,8 @@ def plot(results: dict) -> None:
     for name, values in results.get("digits", {}).items():
         best = [n for n in results["digits"] if n.split()[0] == name.split()[0] and len(n.split()) == 2]
         if name in best and "digits" not in name and min(best, key=lambda n: results["digits"][n][20]["frechet"]) == name:
-            right.loglog(list(values), [v["frechet"] for v in values.values()], ".-", label=name)
+            line = ".--" if len(right.lines) >= 10 else ".-"  # there are ten colours
+            right.loglog(list(values), [v["frechet"] for v in values.values()], line, label=name)
     right.set(
         xlabel="network calls", ylabel="Frechet distance in the pixels", title="trained digits, each sampler's better grid"
     )
