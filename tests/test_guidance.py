@@ -67,6 +67,20 @@ def test_two_conditions_of_a_network_are_one_call_with_the_result_of_two(x64, x,
     np.testing.assert_allclose(guided.eps, apart.eps, rtol=1e-12)
 
 
+def test_a_network_written_out_twice_is_one(x):
+    calls = []
+
+    class Module:  # as Flax's: every `module.apply` is a new object
+        def apply(self, params, x, t, cond):
+            calls.append(x.shape[0])
+            return x + cond[:, None, None, None]
+
+    module, params = Module(), {"w": np.ones(3)}
+    halves = [make_denoiser(module.apply, dict(params), PREDICTIONS["eps"](), np.full(3, label)) for label in (1, 2)]
+    classifier_free(*halves, 1.0)(x, LEVEL)
+    assert calls == [6]
+
+
 def test_learned_variance_is_the_conditionals_in_one_call(x64, x):
     network = lambda params, x, t, cond: jnp.concatenate([x, 0 * x + cond[:, None, None, None]], axis=-1)
     conditional = make_denoiser(network, None, PREDICTIONS["x0"](), np.array([0.0, 0.5, 1.0]))
