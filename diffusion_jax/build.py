@@ -55,6 +55,7 @@ def build(config: Config) -> Parts:
             raise UserError(f"{diffusion.prediction} cannot be decoded at alpha = 0, where this schedule ends; use v or x0")
         loss = make_loss(config, parameterization, schedule)
         distribution = choose(timesteps.TIMESTEPS, diffusion.timesteps, "diffusion.timesteps")(schedule)
+        grid = make_grid(config, schedule)
         apply_fn, init_params = network(config)
         learning_rate = learning_rate_schedule(config)
         return Parts(
@@ -67,8 +68,8 @@ def build(config: Config) -> Parts:
             init_params,
             learning_rate,
             make_optimizer(config, learning_rate),
-            make_sampler(config, schedule),
-            make_grid(config, schedule),
+            make_sampler(config, schedule, grid),
+            grid,
         )
     except ValueError as error:  # the library's own checks
         raise UserError(str(error)) from None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.types import ApplyFn, Denoiser, Level, Parameterization, Prediction, PyTree
+from diffusion_jax.types import ApplyFn, Denoiser, Level, Parameterization, Prediction, PyTree, expand
 
 
 def split_output(output, channels: int):
@@ -84,7 +84,7 @@ def dynamic_threshold(denoiser: Denoiser, percentile: float = 0.995, least: floa
     def thresholded(x, level: Level) -> Prediction:
         prediction = denoiser(x, level)
         size = jnp.quantile(jnp.abs(prediction.x0).reshape(x.shape[0], -1), percentile, axis=1)
-        s = _column(jnp.maximum(size, least), x.ndim)
+        s = expand(jnp.maximum(size, least), x.ndim)
         return with_eps(jnp.clip(prediction.x0, -s, s) / s, x, level, prediction.aux)
 
     return thresholded
@@ -118,7 +118,7 @@ def classifier_free(
         if interval is not None:
             ratio = jnp.asarray(level.sigma) / level.alpha
             g = jnp.where((interval[0] < ratio) & (ratio <= interval[1]), g, 0.0)
-        g = _column(g, x.ndim)
+        g = expand(g, x.ndim)
         x0, eps = (1 + g) * c.x0 - g * u.x0, (1 + g) * c.eps - g * u.eps
         if rescale == 0.0:
             return Prediction(x0, eps, c.aux)
@@ -152,15 +152,10 @@ def classifier_guided(denoiser: Denoiser, log_prob: Callable[[Any, Level], jax.A
         prediction = denoiser(x, level)
         gradient = jax.grad(lambda x: jnp.sum(log_prob(x, level)))(x)
         level = level.expand(x.ndim)
-        eps = prediction.eps - level.sigma * _column(jnp.asarray(scale), x.ndim) * gradient
+        eps = prediction.eps - level.sigma * expand(scale, x.ndim) * gradient
         return Prediction((x - level.sigma * eps) / level.alpha, eps, prediction.aux)
 
     return guided
-
-
-def _column(a, ndim: int):
-    """[B] -> [B, 1, ..., 1] with `ndim` axes; scalars stay scalars."""
-    return a.reshape(a.shape + (1,) * (ndim - a.ndim)) if a.ndim else a
 
 
 def _one_network(first: Denoiser, second: Denoiser, batch: int) -> bool:

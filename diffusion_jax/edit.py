@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from diffusion_jax import editing, pictures
+from diffusion_jax import editing, ode, pictures
 from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config, choose, differences, load
 from diffusion_jax.data import pipeline, sources
@@ -20,7 +20,7 @@ from diffusion_jax.errors import UserError, nearest
 from diffusion_jax.generate import make_folder, new_folder, restore_params, weak_params, write_settings
 from diffusion_jax.noise import example_keys, fold_in, initial_noise
 from diffusion_jax.sampling import advice, make_run_denoiser, make_run_sampler
-from diffusion_jax.training.parallel import map_examples
+from diffusion_jax.training.parallel import equal_batches, map_examples
 from diffusion_jax.training.step import to_float
 from diffusion_jax.types import Denoiser, Level, Sampler
 
@@ -47,7 +47,7 @@ class Job(NamedTuple):
     def shown(self, x, i: int = 0):
         """x at the grid's level i, scaled as data are."""
         level = Level(*(jnp.asarray(a)[i] for a in self.parts.grid))
-        return x / jnp.sqrt(level.alpha**2 + level.sigma**2)
+        return x / ode.scale(level)
 
 
 def image_to_image(job: Job, params, given: dict) -> dict:
@@ -233,10 +233,9 @@ def run(job: Job, params, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         return TASKS[config.editing.task](job, params, given | floats | {"keys": keys})
 
     mapped, size, parts = map_examples(one_batch), min(config.sampling.batch_size, count), []
-    for start in tqdm.trange(0, count, size, unit="batch"):
-        index = np.minimum(start + np.arange(size), count - 1)  # the last batch is filled up, so that shapes stay
+    for index, kept in tqdm.tqdm(list(equal_batches(count, size)), unit="batch"):
         done = mapped(params, {name: array[index] for name, array in given.items()})
-        parts.append({name: array[: count - start] for name, array in done.items()})
+        parts.append({name: array[:kept] for name, array in done.items()})
     done = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return done | ({"targets": given["target"]} if "target" in given else {})
 

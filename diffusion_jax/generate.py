@@ -14,9 +14,9 @@ from diffusion_jax.build import Parts, build
 from diffusion_jax.config import Config, differences, load
 from diffusion_jax.errors import UserError
 from diffusion_jax.samplers import draws_noise, num_steps_for
-from diffusion_jax.sampling import advice, labels, make_generate
+from diffusion_jax.sampling import advice, labels, make_generate, make_grid, make_sampler
 from diffusion_jax.training.checkpoint import Checkpoints, write_text
-from diffusion_jax.training.parallel import place
+from diffusion_jax.training.parallel import equal_batches, place
 
 PICTURED = 10  # samples whose reverse process is shown
 PILOT = 20  # samples by which the number of steps is chosen
@@ -44,9 +44,8 @@ def draw(generate: Callable, params, num: int, batch_size: int, progress: bool =
     """Samples 0 ... num - 1, float [num, H, W, C]; a last batch that is not full is filled up, so that shapes stay."""
     images, size = [], min(batch_size, num)
     with tqdm.tqdm(total=num, unit="image", disable=not progress) as bar:
-        for start in range(0, num, size):
-            index = np.minimum(start + np.arange(size), num - 1)
-            images.append(generate(params, index)[: num - start])
+        for index, count in equal_batches(num, size):
+            images.append(generate(params, index)[:count])
             bar.update(len(images[-1]))
     return np.concatenate(images)
 
@@ -117,7 +116,7 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     params, step = restore_params(config, parts, workdir, sampling.ema)
     weak = weak_params(config)
     if sampling.tolerance:
-        parts = settled(config, params, weak)
+        parts = settled(config, parts, params, weak)
     if note := advice(config, parts.grid):
         print(note)
     make_folder(workdir / "samples")
@@ -141,28 +140,29 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def settled(config: Config, params, weak) -> Parts:
+def settled(config: Config, parts: Parts, params, weak) -> Parts:
     """The run with the number of steps, set in config.sampling.steps and said aloud, that sampling.tolerance asks for."""
-    sampling, most = config.sampling, config.diffusion.num_steps
-
-    def attempt(num_steps: int) -> np.ndarray:
-        sampling.steps = str(num_steps)
-        return make_generate(config, build(config), weak=weak)(params, np.arange(min(sampling.num, PILOT)))
-
+    sampling = config.sampling
     if sampling.grid == "explicit":
         raise UserError("config.sampling.tolerance chooses a number of steps, which an explicit grid does not take")
-    if draws_noise(build(config).sampler):
+    if draws_noise(parts.sampler):
         raise UserError(
             f"config.sampling.tolerance compares samples of the same noise, but {sampling.sampler} draws anew in every step; "
             "take ddim, dpmpp_2m, unipc or heun_flow"
         )
+
+    def of(num_steps: int) -> Parts:
+        sampling.steps = str(num_steps)
+        levels = make_grid(config, parts.schedule)
+        return parts._replace(grid=levels, sampler=make_sampler(config, parts.schedule, levels))
+
+    draw = lambda num_steps: make_generate(config, of(num_steps), weak=weak)(params, np.arange(min(sampling.num, PILOT)))
     try:
-        num_steps, error = num_steps_for(attempt, sampling.tolerance, most=most)
+        num_steps, error = num_steps_for(draw, sampling.tolerance, most=config.diffusion.num_steps)
     except ValueError as error:
         raise UserError(f"config.sampling.tolerance cannot be kept: {error}") from None
-    sampling.steps = str(num_steps)
     print(f"{num_steps} steps: {sampling.sampler} with {2 * num_steps} differs by {error:.2g}")
-    return build(config)
+    return of(num_steps)
 
 
 def write_chain(config: Config, folder: pathlib.Path, generate, params) -> None:

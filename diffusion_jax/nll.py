@@ -17,7 +17,7 @@ from diffusion_jax.generate import make_folder, restore_params
 from diffusion_jax.noise import example_keys, fold_in
 from diffusion_jax.sampling import model_variance
 from diffusion_jax.training.checkpoint import write_text
-from diffusion_jax.training.parallel import map_examples
+from diffusion_jax.training.parallel import equal_batches, map_examples
 from diffusion_jax.training.step import to_float
 from diffusion_jax.types import Denoiser, Level
 
@@ -124,10 +124,9 @@ def measure(config: Config, parts: Parts, params, grid: Level | None, source) ->
     mapped, count = map_examples(one_batch), min(settings.examples or len(source), len(source))
     size, results = min(settings.batch_size, count), []
     with tqdm.tqdm(total=count, unit="image") as bar:
-        for start in range(0, count, size):
-            index = np.minimum(start + np.arange(size), count - 1)
+        for index, kept in equal_batches(count, size):
             values = mapped(params, index, pipeline.examples(source, index))
-            results.append({name: array[: count - start] for name, array in values.items()})
+            results.append({name: array[:kept] for name, array in values.items()})
             bar.update(len(results[-1]["total"]))
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.process import q_posterior, q_sample
 from diffusion_jax.schedules import previous
-from diffusion_jax.types import Array, Level, Parameterization, Schedule
+from diffusion_jax.types import Array, Level, Parameterization, Schedule, expand
 
 
 def _inputs(x: Array, level: Level):
@@ -117,7 +117,7 @@ def mean(schedule: Schedule) -> Parameterization:
         return q_posterior(x0, q_sample(x0, eps, level), previous(schedule, level), level)[0]
 
     def decode(out, x, level):
-        of_x0, of_x_t = (a.reshape(a.shape + (1,) * (x.ndim - a.ndim)) for a in posterior(level))
+        of_x0, of_x_t = (expand(a, x.ndim) for a in posterior(level))
         return (out - of_x_t * x) / of_x0
 
     return Parameterization(inputs=_inputs, target=target, x0=decode)

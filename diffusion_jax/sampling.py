@@ -13,7 +13,7 @@ from diffusion_jax import grids, samplers
 from diffusion_jax.config import Config, choose
 from diffusion_jax.denoisers import NetworkDenoiser, classifier_free, clip_x0, dynamic_threshold, make_denoiser
 from diffusion_jax.errors import UserError
-from diffusion_jax.noise import initial_noise
+from diffusion_jax.noise import fold_in, initial_noise
 from diffusion_jax.samplers.cached import cached
 from diffusion_jax.training.parallel import map_examples
 from diffusion_jax.types import Denoiser, Level, PyTree, Sampler, Schedule
@@ -25,8 +25,8 @@ def model_variance(config: Config) -> str:
     return "learned_range" if config.model.learned_variance else fixed
 
 
-def make_sampler(config: Config, schedule: Schedule) -> Sampler:
-    """The sampler; of the settings and the schedule it gets those that its factory takes."""
+def make_sampler(config: Config, schedule: Schedule, grid: Level) -> Sampler:
+    """The sampler; of the settings, the schedule and the grid's length it gets what its factory takes."""
     sampling = config.sampling
     factory = choose(samplers.SAMPLERS, sampling.sampler, "sampling.sampler")
     variance = model_variance(config) if sampling.variance == "model" else sampling.variance
@@ -35,7 +35,7 @@ def make_sampler(config: Config, schedule: Schedule) -> Sampler:
     options = {
         "variance": variance,
         "eta": sampling.eta,
-        "gamma": min(sampling.churn / len(make_grid(config, schedule).t), samplers.MAX_GAMMA),
+        "gamma": min(sampling.churn / len(grid.t), samplers.MAX_GAMMA),
         "snr": sampling.snr,
         "rtol": sampling.ode_tolerance,
         "atol": sampling.ode_tolerance,
@@ -45,24 +45,27 @@ def make_sampler(config: Config, schedule: Schedule) -> Sampler:
     return factory(**{name: value for name, value in options.items() if name in taken})
 
 
-def make_grid(config: Config, schedule: Schedule, num_steps: int | None = None) -> Level:
-    """The grid; num_steps in place of sampling.steps, for grids that take a number."""
+def make_grid(config: Config, schedule: Schedule) -> Level:
     sampling = config.sampling
     factory = choose(grids.GRIDS, sampling.grid, "sampling.grid")
     if sampling.grid in ("respaced", "explicit"):
-        grid = factory(schedule, sampling.steps if num_steps is None else str(num_steps))
+        grid = factory(schedule, sampling.steps)
     elif not sampling.steps.isdecimal():
         raise UserError(f"config.sampling.steps must be a number for the {sampling.grid} grid, not {sampling.steps!r}")
     else:
         options = {"rho": sampling.rho} if "rho" in inspect.signature(factory).parameters else {}
-        grid = factory(schedule, int(sampling.steps) if num_steps is None else num_steps, **options)
+        grid = factory(schedule, int(sampling.steps), **options)
     return grids.quantized(schedule, grid) if sampling.quantize else grid
+
+
+# The longest first step, a ratio of sigma / alpha, of samplers that err after a longer one: from there the digits are spoilt
+LONGEST_STEP = {"heun": 6.0, "edm_churn": 6.0, "dpm_solver_2": 6.0, "dpm_solver_3": 6.0, "annealed_langevin": 2.8}
 
 
 def advice(config: Config, grid: Level) -> str:
     """What would make better samples where the sampler and its grid don't go together; empty where they do."""
     ratio = np.asarray(grid.sigma, float)[:2] / np.maximum(np.asarray(grid.alpha, float)[:2], 1e-30)
-    if len(ratio) < 2 or ratio[0] < samplers.LONGEST_STEP.get(config.sampling.sampler, np.inf) * ratio[1]:
+    if len(ratio) < 2 or ratio[0] < LONGEST_STEP.get(config.sampling.sampler, np.inf) * ratio[1]:
         return ""
     return (
         f"note: {config.sampling.sampler} goes from sigma/alpha = {ratio[0]:.3g} to {ratio[1]:.3g} in its first step, "
@@ -101,8 +104,6 @@ def check_can_guide(config: Config) -> None:
 def check_guidance(config: Config) -> None:
     """Raises UserError for settings of guidance that are out of range or that the run cannot follow."""
     sampling = config.sampling
-    if not math.isfinite(sampling.guidance):
-        raise UserError(f"config.sampling.guidance must be finite, not {sampling.guidance}")
     if not 0.0 <= sampling.guidance_rescale <= 1.0:
         raise UserError(f"config.sampling.guidance_rescale must lie in [0, 1], not {sampling.guidance_rescale}")
     guidance_interval(config)
@@ -179,11 +180,10 @@ def make_generate(config: Config, parts: Any, trajectory: bool = False, weak: Py
         params, weak = all_params
         key = lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)
         keys = jax.vmap(key)(examples["seed"], examples["index"])
-        part = lambda number: jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
         run = (config, parts, params, examples.get("label"), examples.get("w"), weak)
         denoiser, sampler = make_run_denoiser(*run), make_run_sampler(*run)
-        x_init = initial_noise(part(0), shape, jax.tree.map(lambda a: a[0], parts.grid))
-        drawn: Any = samplers.sample(sampler, denoiser, part(1), x_init, parts.grid, trajectory)
+        x_init = initial_noise(fold_in(keys, 0), shape, jax.tree.map(lambda a: a[0], parts.grid))
+        drawn: Any = samplers.sample(sampler, denoiser, fold_in(keys, 1), x_init, parts.grid, trajectory)
         return (drawn[0], jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), drawn[1])) if trajectory else drawn
 
     mapped = map_examples(draw)

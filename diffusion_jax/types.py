@@ -11,6 +11,12 @@ Array = jax.Array | np.ndarray
 PyTree = Any
 
 
+def expand(a: Any, ndim: int) -> jax.Array:
+    """[B] -> [B, 1, ..., 1] with `ndim` axes, to broadcast against data; scalars stay scalars."""
+    a = jnp.asarray(a)
+    return a if a.ndim == 0 else a.reshape(a.shape + (1,) * (ndim - a.ndim))
+
+
 class Level(NamedTuple):
     """A noise level: x = alpha * x0 + sigma * eps.
 
@@ -30,12 +36,7 @@ class Level(NamedTuple):
 
     def expand(self, ndim: int) -> "Level":
         """[B] -> [B, 1, ..., 1] with `ndim` axes, to broadcast against data; scalars stay scalars."""
-
-        def one(a):
-            a = jnp.asarray(a)
-            return a if a.ndim == 0 else a.reshape(a.shape + (1,) * (ndim - a.ndim))
-
-        return Level(*map(one, self))
+        return Level(*(expand(a, ndim) for a in self))
 
 
 CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)

@@ -1,7 +1,6 @@
 """How a run draws: what is compiled once, what guidance is given, and what a seed decides."""
 
 import json
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -193,20 +192,20 @@ def test_a_first_step_too_long_for_the_sampler_is_said():
 def test_a_tolerance_chooses_the_number_of_steps(capsys):
     config, parts = run_of(sampler="dpmpp_2m", grid="logsnr", tolerance=0.05, steps="7")
     config.diffusion.num_steps = 200
-    with mock.patch("diffusion_jax.generate.build", lambda config: build(config)._replace(apply_fn=parts.apply_fn)):
-        settled_parts = generate.settled(config, PARAMS, None)
-        chosen = int(config.sampling.steps)
-        assert len(settled_parts.grid.t) == chosen
-        assert f"{chosen} steps" in capsys.readouterr().out
-        images = []
-        for num_steps in (chosen, 2 * chosen, chosen // 2):
-            config.sampling.steps = str(num_steps)
-            images.append(make_generate(config, generate.build(config))(PARAMS, np.arange(20)))
-        assert np.sqrt(np.mean((images[0] - images[1]) ** 2)) <= 0.05
-        assert chosen == 5 or np.sqrt(np.mean((images[0] - images[2]) ** 2)) > 0.05
-        config.sampling.tolerance = 1e-9
-        with pytest.raises(UserError, match="cannot be kept"):
-            generate.settled(config, PARAMS, None)
+    of_network = lambda: build(config)._replace(apply_fn=parts.apply_fn)
+    settled_parts = generate.settled(config, of_network(), PARAMS, None)
+    chosen = int(config.sampling.steps)
+    assert len(settled_parts.grid.t) == chosen
+    assert f"{chosen} steps" in capsys.readouterr().out
+    images = []
+    for num_steps in (chosen, 2 * chosen, chosen // 2):
+        config.sampling.steps = str(num_steps)
+        images.append(make_generate(config, of_network())(PARAMS, np.arange(20)))
+    assert np.sqrt(np.mean((images[0] - images[1]) ** 2)) <= 0.05
+    assert chosen == 5 or np.sqrt(np.mean((images[0] - images[2]) ** 2)) > 0.05
+    config.sampling.tolerance = 1e-9
+    with pytest.raises(UserError, match="cannot be kept"):
+        generate.settled(config, of_network(), PARAMS, None)
 
 
 # Bits/dim by the ODE

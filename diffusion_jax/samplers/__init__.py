@@ -11,7 +11,7 @@ from diffusion_jax.samplers import adaptive, edm, first_order, langevin, multist
 from diffusion_jax.samplers.adaptive import adaptive_ode
 from diffusion_jax.samplers.cached import cached
 from diffusion_jax.samplers.chain import Path, draws_noise, invert, num_steps_for, progressive, sample
-from diffusion_jax.samplers.edm import LONGEST_STEP, MAX_GAMMA, edm_churn, heun, heun_flow
+from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffusion_jax.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
@@ -27,7 +27,6 @@ SAMPLERS = {
 }
 
 __all__ = [
-    "LONGEST_STEP",
     "MAX_GAMMA",
     "SAMPLERS",
     "Path",

@@ -4,18 +4,17 @@ import jax.numpy as jnp
 
 from diffusion_jax import noise
 from diffusion_jax.grids import at_logsnr
-from diffusion_jax.types import Denoiser, Level, Sampler, Schedule
+from diffusion_jax.process import q_sample
+from diffusion_jax.types import Denoiser, Level, Sampler, Schedule, expand
 
 MAX_GAMMA = 2.0**0.5 - 1.0
-# The longest first step, a ratio of sigma / alpha, of samplers that err after a longer one: from there the digits are spoilt
-LONGEST_STEP = {"heun": 6.0, "edm_churn": 6.0, "dpm_solver_2": 6.0, "dpm_solver_3": 6.0, "annealed_langevin": 2.8}
 
 
 def _heun_step(denoiser: Denoiser, x, t: Level, s: Level):
     """From t to s in x / alpha over sigma / alpha, where the slope is eps."""
     first = denoiser(x, t)
     s_, t_ = s.expand(x.ndim), t.expand(x.ndim)
-    euler = s_.alpha * first.x0 + s_.sigma * first.eps
+    euler = q_sample(first.x0, first.eps, s)
     second = denoiser(euler, s)
     return euler + 0.5 * (s_.sigma - s_.alpha / t_.alpha * t_.sigma) * (second.eps - first.eps)
 
@@ -41,7 +40,7 @@ def heun_flow() -> Sampler:
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         first = denoiser(x, t)
         s_, t_ = s.expand(x.ndim), t.expand(x.ndim)
-        euler = s_.alpha * first.x0 + s_.sigma * first.eps
+        euler = q_sample(first.x0, first.eps, s)
         second = denoiser(euler, s)
         of_x0 = (s_.alpha - t_.alpha) * (second.x0 - first.x0)
         return euler + 0.5 * (of_x0 + (s_.sigma - t_.sigma) * (second.eps - first.eps)), state
@@ -75,7 +74,7 @@ def edm_churn(
             raised = jnp.where(raised * top.alpha < top.sigma, raised, u)  # above the noisiest level there is none
             noisier = at_logsnr(schedule, -2.0 * jnp.log(raised))
             noisier = Level(*(jnp.where(raised > u, a, b) for a, b in zip(noisier, t, strict=True)))
-        added = Level(0.0, 0.0, jnp.sqrt((raised - u) * (raised + u))).expand(x.ndim).sigma
+        added = expand(jnp.sqrt((raised - u) * (raised + u)), x.ndim)
         y = x / t.expand(x.ndim).alpha + noise_scale * added * noise.normal(keys, x.shape[1:])
         return _heun_step(denoiser, noisier.expand(x.ndim).alpha * y, noisier, s), state
 

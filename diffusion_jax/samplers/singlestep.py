@@ -3,13 +3,14 @@
 import jax.numpy as jnp
 
 from diffusion_jax.grids import between
+from diffusion_jax.process import q_sample
 from diffusion_jax.samplers.multistep import growth
 from diffusion_jax.types import Denoiser, Level, Prediction, Sampler, Schedule
 
 
 def _hop(prediction: Prediction, s: Level):
-    """DPM-Solver-1, which is DDIM."""
-    return s.alpha * prediction.x0 + s.sigma * prediction.eps
+    """To level s: DPM-Solver-1, which is DDIM."""
+    return q_sample(prediction.x0, prediction.eps, s)
 
 
 def dpm_solver_2(schedule: Schedule | None = None) -> Sampler:
@@ -22,9 +23,9 @@ def dpm_solver_2(schedule: Schedule | None = None) -> Sampler:
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         middle = between(t, s, 0.5, schedule)
         first = denoiser(x, t)
-        second = denoiser(_hop(first, middle.expand(x.ndim)), middle)
+        second = denoiser(_hop(first, middle), middle)
         s_, h = s.expand(x.ndim), growth(s.expand(x.ndim), t.expand(x.ndim))
-        return _hop(first, s_) - s_.sigma * jnp.expm1(h) * (second.eps - first.eps), state
+        return _hop(first, s) - s_.sigma * jnp.expm1(h) * (second.eps - first.eps), state
 
     return Sampler(lambda x, level: (), step)
 
@@ -37,14 +38,14 @@ def dpm_solver_3(schedule: Schedule | None = None) -> Sampler:
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         one, two = between(t, s, 1 / 3, schedule), between(t, s, 2 / 3, schedule)
-        one_, two_, s_ = one.expand(x.ndim), two.expand(x.ndim), s.expand(x.ndim)
+        two_, s_ = two.expand(x.ndim), s.expand(x.ndim)
         h = growth(s_, t.expand(x.ndim))
         rest = lambda h: jnp.expm1(h) / h - 1.0
         first = denoiser(x, t)
-        second = denoiser(_hop(first, one_), one)
-        at_two = _hop(first, two_) - 2.0 * two_.sigma * rest(2 / 3 * h) * (second.eps - first.eps)
+        second = denoiser(_hop(first, one), one)
+        at_two = _hop(first, two) - 2.0 * two_.sigma * rest(2 / 3 * h) * (second.eps - first.eps)
         third = denoiser(at_two, two)
-        return _hop(first, s_) - 1.5 * s_.sigma * rest(h) * (third.eps - first.eps), state
+        return _hop(first, s) - 1.5 * s_.sigma * rest(h) * (third.eps - first.eps), state
 
     return Sampler(lambda x, level: (), step)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion_jax.data import pipeline
 from diffusion_jax.noise import example_keys
-from diffusion_jax.training.parallel import map_examples
+from diffusion_jax.training.parallel import equal_batches, map_examples
 from diffusion_jax.types import Timesteps
 
 
@@ -26,10 +26,9 @@ def make_evaluate(loss_fn: Callable, distribution: Timesteps, source, examples: 
 
     def evaluate(params) -> float:
         total = 0.0
-        for start in range(0, examples, batch_size):
-            index = np.minimum(start + np.arange(batch_size), examples - 1)
+        for index, kept in equal_batches(examples, batch_size):
             batch = pipeline.examples(source, index % len(source))
-            total += mapped(params, index, batch)[: examples - start].astype(np.float64).sum()
+            total += mapped(params, index, batch)[:kept].astype(np.float64).sum()
         return total / examples
 
     return evaluate

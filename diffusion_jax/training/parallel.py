@@ -1,6 +1,6 @@
 """Devices. Nothing else in the package mentions them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -55,6 +55,15 @@ def replicated_step(step: Callable, steps_per_call: int = 1) -> Callable:
         return after
 
     return run
+
+
+def equal_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(numbers [size] of 0 ... count - 1, how many of them are new) of batches of one size, so that a program compiles once.
+
+    The last batch is filled up with copies of the last number.
+    """
+    for start in range(0, count, size):
+        yield np.minimum(start + np.arange(size), count - 1), min(size, count - start)
 
 
 def map_examples(function: Callable) -> Callable:

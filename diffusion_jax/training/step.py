@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.noise import example_keys, normal
+from diffusion_jax.noise import example_keys, fold_in, normal
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import ApplyFn, Loss, Schedule, Timesteps
 
@@ -20,12 +20,11 @@ def make_loss_fn(apply_fn: ApplyFn, schedule: Schedule, loss: Loss, label_dropou
 
     def loss_fn(params, keys, batch, t, dropout_key=None):
         x0, labels = to_float(batch["image"]), batch.get("label")
-        noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
         if label_dropout > 0:
-            drop = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1), label_dropout))(keys)
+            drop = jax.vmap(lambda key: jax.random.bernoulli(key, label_dropout))(fold_in(keys, 1))
             labels = jnp.where(drop, no_label, batch["label"])
         network = lambda x, t, cond: apply_fn(params, x, t, cond, dropout_key=dropout_key)
-        return loss(network, x0, normal(noise_keys, x0.shape[1:]), schedule.level(t), labels)
+        return loss(network, x0, normal(fold_in(keys, 0), x0.shape[1:]), schedule.level(t), labels)
 
     return loss_fn
 
