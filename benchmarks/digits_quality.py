@@ -1,6 +1,7 @@
 """How good the samples of the digits run are, by a classifier trained on the real digits.
 
 Command:   python benchmarks/digits_quality.py [--workdir runs/digits] [--num 1000] [--sampler dpmpp_2m --grid logsnr ...]
+           python benchmarks/digits_quality.py --edits runs/digits/edits/.../edits.npz
 
 Prints the accuracy of an SVM (RBF kernel, trained on the 1,617 real training digits) on the 180 held-out real digits and on
 class-conditional samples of the run, how far the samples' pixel mean and standard deviation lie from the data's, and how far
@@ -29,6 +30,20 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255.0
 
 
+def classifier(train) -> SVC:
+    """An SVM (RBF kernel) trained on a source of digits."""
+    return SVC(kernel="rbf", gamma="scale", C=10.0).fit(flat(train.images), train.labels)
+
+
+def edits(path: pathlib.Path) -> int:
+    """Prints how many results of `main.py edit` are recognised as their own class, of a translation as the one arrived at."""
+    with np.load(path) as file:
+        wanted = file["targets"] if "targets" in file else file["labels"]
+        found = classifier(digits("train")).score(flat(file["results"]), wanted)
+    print(f"{len(wanted)} edited digits recognised: {found:.1%}")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="How good the samples of the digits run are.")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/digits"))
@@ -37,7 +52,10 @@ def main() -> int:
     parser.add_argument("--sampler", default=None, help="the run's own by default")
     parser.add_argument("--grid", default=None, help="the run's own by default")
     parser.add_argument("--guidance", type=float, default=0.0, help="the weight w of classifier-free guidance")
+    parser.add_argument("--edits", type=pathlib.Path, default=None, help="an edits.npz, judged instead of samples")
     options = parser.parse_args()
+    if options.edits:
+        return edits(options.edits)
     config = configs.load(options.workdir / "config.json")
     config.sampling.steps = options.steps or config.sampling.steps
     config.sampling.sampler = options.sampler or config.sampling.sampler
@@ -49,9 +67,8 @@ def main() -> int:
     asked = np.arange(options.num) % 10
 
     train, test = digits("train"), digits("test")
-    classifier = SVC(kernel="rbf", gamma="scale", C=10.0).fit(flat(train.images), train.labels)
-    real = classifier.score(flat(test.images), test.labels)
-    drawn = classifier.score(flat(samples), asked)
+    svm = classifier(train)
+    real, drawn = svm.score(flat(test.images), test.labels), svm.score(flat(samples), asked)
     mean = abs(samples.mean() - train.images.mean()) / 255
     std = abs(samples.std() - train.images.std()) / 255
     neighbours = NearestNeighbors(n_neighbors=1).fit(flat(train.images))
