@@ -42,6 +42,14 @@ def test_the_mixtures_likelihood_is_its_density(name):
         np.testing.assert_allclose(found, MIXTURE.log_prob(X0, CLEAN), atol=1e-2)
 
 
+def test_the_density_from_a_noisy_level_on_is_that_of_noisy_data():
+    schedule = SCHEDULES["vp"]()
+    level = schedule.level(0.4)  # alpha 0.43
+    noised = MIXTURE._replace(stds=np.hypot(MIXTURE.stds, float(level.sigma / level.alpha)))
+    found = jax.jit(lambda x: ode.log_likelihood(MIXTURE.denoiser, x, schedule, t_min=0.4))(X0)
+    np.testing.assert_allclose(found, noised.log_prob(X0, CLEAN), atol=5e-3)
+
+
 def test_a_network_that_knows_its_level_by_t_alone_has_the_same_likelihood():
     schedule = SCHEDULES["linear"]()
     network = lambda params, x, t, cond: MIXTURE.denoiser(x, schedule.level(t)).x0
