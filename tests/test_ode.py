@@ -44,7 +44,7 @@ def test_the_mixtures_likelihood_is_its_density(name):
 
 def test_the_density_from_a_noisy_level_on_is_that_of_noisy_data():
     schedule = SCHEDULES["vp"]()
-    level = schedule.level(0.4)  # alpha 0.43
+    level = schedule.level(0.4)  # alpha 0.44
     noised = MIXTURE._replace(stds=np.hypot(MIXTURE.stds, float(level.sigma / level.alpha)))
     found = jax.jit(lambda x: ode.log_likelihood(MIXTURE.denoiser, x, schedule, t_min=0.4))(X0)
     np.testing.assert_allclose(found, noised.log_prob(X0, CLEAN), atol=5e-3)
