@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -81,12 +81,15 @@ def save(path: str | pathlib.Path, value: Statistics) -> None:
 
 
 def load(path: str | pathlib.Path) -> Statistics:
-    """What `save` wrote. Raises UserError for any other file."""
+    """What `save` wrote, or others' NPZ of `mu` and `sigma`, whose count, 0 here, is unknown. UserError for any other file."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"no file of statistics {path}")
     try:
         with pathlib.Path(path).open("rb") as opened, np.load(opened) as file:
-            value = Statistics(file["mean"], file["covariance"], int(file["count"]), json.loads(str(file["record"])))
+            if {"mu", "sigma"} <= set(file.files):
+                value = Statistics(np.asarray(file["mu"], float), np.asarray(file["sigma"], float), 0)
+            else:
+                value = Statistics(file["mean"], file["covariance"], int(file["count"]), json.loads(str(file["record"])))
     except Exception as error:  # a zip's, NumPy's or JSON's
         raise UserError(f"{path} is no file of statistics: {' '.join(str(error).split())[:160]}") from None
     if value.mean.ndim != 1 or value.covariance.shape != 2 * value.mean.shape:
@@ -134,9 +137,11 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 BLOCK = 4096  # rows of features that are read at a time
 
 
-def _rows(features: np.ndarray, index: np.ndarray) -> Iterator[np.ndarray]:
-    """Those rows of features, which may be a memory-mapped file, in blocks."""
-    return (np.asarray(features[index[start : start + BLOCK]]) for start in range(0, len(index), BLOCK))
+def of_rows(features: np.ndarray, record: dict | None = None, index: np.ndarray | None = None) -> Statistics:
+    """The statistics of features [N, D], of those at `index` alone, read in blocks from where they are mapped."""
+    blocks = range(0, len(features if index is None else index), BLOCK)
+    rows = lambda part: features[part] if index is None else features[index[part]]
+    return statistics((np.asarray(rows(slice(start, start + BLOCK))) for start in blocks), record)
 
 
 def _distances(features: np.ndarray, reference: Statistics, chosen: Iterable[np.ndarray]) -> np.ndarray:
@@ -147,7 +152,7 @@ def _distances(features: np.ndarray, reference: Statistics, chosen: Iterable[np.
             x = np.asarray(features[index], np.float64)
             mean, own_root = x.mean(axis=0), root_of_features(x)
         else:
-            x = statistics(_rows(features, index))
+            x = of_rows(features, index=index)
             mean, own_root = x.mean, root(x.covariance)
         distances.append(distance_of_roots(mean, own_root, reference.mean, reference_root))
     return np.array(distances)
@@ -211,8 +216,10 @@ def bootstrap(
         rows = rng.integers(count, size=count)  # the first n of them are n drawn with replacement, too
         distances = _distances(features, reference, (rows[:size] for size in counts))
         drawn.append((distances[-1], line(counts, distances).distance))
-    return tuple(
-        Interval(*map(float, whole + np.quantile(values - values.mean(), tails)), float(values.std(ddof=1)))
-        for whole, values in zip((found.distances[-1], found.distance), np.transpose(drawn), strict=True)
-        for tails in [[(1 - level) / 2, (1 + level) / 2]]
-    )
+
+    def interval(whole: float, values: np.ndarray) -> Interval:
+        low, high = np.quantile(values - values.mean(), [(1 - level) / 2, (1 + level) / 2])
+        return Interval(float(whole + low), float(whole + high), float(values.std(ddof=1)))
+
+    near, far = np.transpose(drawn)
+    return interval(found.distances[-1], near), interval(found.distance, far)
