@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+DARK = 32  # of 0 ... 255, between the images of a grid
+
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Floats in [-1, 1], clipped, -> uint8 0 ... 255."""
@@ -18,7 +20,7 @@ def tile(images: np.ndarray, rows: int, pad: int = 1) -> np.ndarray:
     n, h, w, c = images.shape
     images = images[..., :3] if c >= 3 else images[..., :1]
     columns = -(-n // rows)
-    canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, images.shape[-1]), 32, np.uint8)
+    canvas = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, images.shape[-1]), DARK, np.uint8)
     for i, image in enumerate(images):
         y, x = pad + (i % rows) * (h + pad), pad + (i // rows) * (w + pad)
         canvas[y : y + h, x : x + w] = image
