@@ -56,7 +56,8 @@ def run(argv: list[str]) -> None:
     elif command in ("evaluate", "rate"):
         print({"evaluate": evaluate.command, "rate": rate.command}[command](given))
     elif command == "import":
-        print(weights.import_weights(given.weights, config, workdir, given.new_attention_order))
+        weights.import_weights(given.weights, config, workdir, given.new_attention_order)
+        print(weights.on_trust(workdir))
     else:
         print(f"weights: {weights.export_weights(workdir, given.weights, config, given.new_attention_order)}")
 
@@ -69,10 +70,8 @@ def main() -> int:
     except (UserError, flags.Error) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except Interrupted as stop:
-        return stop.status
-    except KeyboardInterrupt:
-        return 130
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return getattr(stop, "status", 130)
     return 0
 
 

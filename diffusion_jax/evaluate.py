@@ -13,7 +13,7 @@ import tensorboardX
 from diffusion_jax import generate, nll, pictures
 from diffusion_jax.build import Parts, check_ranges
 from diffusion_jax.command_line import Given
-from diffusion_jax.config import Config, check_types
+from diffusion_jax.config import Config, Data, check_types
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import features, memorisation, references
@@ -34,7 +34,8 @@ def command(given: Given) -> pathlib.Path:
         return evaluate(given.config, given.workdir, given.against)
     if not given.against:
         raise UserError("--against is missing: the folder, file or split that the images are compared with")
-    return compare(given.config if given.configured else None, given.workdir, given.images, given.against)
+    data = given.config.data if given.configured else None
+    return compare(given.config, given.workdir, given.images, given.against, data)
 
 
 def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathlib.Path:
@@ -72,16 +73,15 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     return path
 
 
-def compare(config: Config | None, workdir: pathlib.Path, images: str, against: str) -> pathlib.Path:
+def compare(config: Config, workdir: pathlib.Path, images: str, against: str, data: Data | None = None) -> pathlib.Path:
     """Scores one set of images against another, whoever made them; writes a report in workdir/evaluations, returns its path.
 
-    images, against: as in `evaluate`. config: of a run or an experiment, to whose shape the images are brought and whose
-    splits can be named; None leaves them as they are.
+    images, against: as in `evaluate`. data: to its shape a folder's images are brought, and its splits can be named; None
+    leaves them as they are.
     """
-    chosen = Config() if config is None else config
-    check_types(chosen)
-    check_ranges(chosen)
-    settings, data = chosen.evaluation, None if config is None else config.data
+    check_types(config)
+    check_ranges(config)
+    settings = config.evaluation
     function = features.load(settings.features, settings.weights)
     samples = references.image_set(images, data)
     reference = references.reference(against, data, function, settings.batch_size)
@@ -175,7 +175,7 @@ def summary(report: dict) -> str:
     lines = [f"{protocol['num']} images against {protocol['reference_count'] or 'an unknown number'}, "]
     lines[0] += f"{protocol['features']['features']} features"
     for name, value in scalars(report).items():
-        found, line = report.get(name), f"{NAMES.get(name, name):<22} {value:10.4f}"
+        found, line = report.get(name), f"{NAMES.get(name, name):<22} {value:10.5g}"
         if isinstance(found, dict) and "low" in found:
             line += f"   95 %: {found['low']:.4f} to {found['high']:.4f}"
         if name.startswith("bits") and (error := report["bits_per_dim"][name.rpartition("_")[2]]["standard_error"]):

@@ -7,7 +7,7 @@ from diffusion_jax.evaluation import frechet, metrics
 from diffusion_jax.evaluation.extract import Extracted
 from diffusion_jax.evaluation.references import ROWS, Reference
 
-SUBSET = 1000  # rows of KID's subsets, at most
+SUBSET = 1000  # rows of KID's subsets; half of the rows that there are where these are fewer than 2000
 SPLITS = 10  # of the Inception Score
 
 
@@ -35,7 +35,7 @@ def scores(extracted: Extracted, count: int, reference: Reference, replicates: i
         rng = np.random.default_rng(0)
         draw = lambda rows: np.asarray(rows[np.sort(rng.permutation(len(rows))[:some])], np.float64)
         real, fake = draw(reference.rows), draw(features)
-        found["kid"] = metrics.kid(fake, real, subsets, min(SUBSET, some))._asdict()
+        found["kid"] = metrics.kid(fake, real, subsets, min(SUBSET, max(2, some // 2)))._asdict()
         if some > 5:
             found |= metrics.precision_recall(real, fake)._asdict() | metrics.density_coverage(real, fake)._asdict()
         found["rows"] = some
