@@ -4,6 +4,9 @@
   python main.py sample --workdir DIR                                  draws from a trained run
   python main.py edit --workdir DIR                                    inpaints, varies, translates images ...
   python main.py nll --workdir DIR                                     its variational bound, in bits/dim
+  python main.py evaluate --workdir DIR [--images SET] [--against SET]   FID and its kin, of the run or of any two sets
+  python main.py rate --workdir DIR --images SET --against SET         a page on which people judge two sets blind; then
+  python main.py rate --workdir DIR --ratings FILE[,FILE ...]          how often they chose which
   python main.py data --workdir DIR --config experiments/NAME.py       counts, sizes, labels and a picture of its data
   python main.py figures --workdir DIR [--config ...]                  the papers' figures, of a config or a run
   python main.py import --workdir DIR --config ... --weights FILE      a run from an Improved DDPM or ADM checkpoint
@@ -11,8 +14,7 @@
   python main.py list                                                  what can be named, and every setting
 
 Any setting is overridden as --config.training.batch_size=64; `sample` takes those that begin with --config.sampling, `edit`
-also those with --config.editing, `nll` those with --config.likelihood. --new_attention_order: the weights are of an ADM model
-with use_new_attention_order.
+also --config.editing, `nll` --config.likelihood, `evaluate` all but the second. A SET is a folder, an .npz, an .npy or a split.
 """
 
 import os
@@ -24,7 +26,7 @@ from absl import flags
 
 from diffusion_jax.errors import Interrupted, UserError, nearest
 
-COMMANDS = ("train", "sample", "edit", "nll", "data", "figures", "import", "export-weights", "list")
+COMMANDS = ("train", "sample", "edit", "nll", "evaluate", "rate", "data", "figures", "import", "export-weights", "list")
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
 
 
@@ -36,21 +38,23 @@ def run(argv: list[str]) -> None:
     command = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else "train"
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
-    from diffusion_jax import catalog, command_line, describe, edit, figures, generate, nll, weights
+    from diffusion_jax import catalog, command_line, describe, edit, evaluate, figures, generate, nll, rate, weights
     from diffusion_jax.training import loop
 
     if command == "list":
         print(catalog.catalog(EXPERIMENTS))
         return
-    given = command_line.parse(argv, stored=command != "import", weights=command in ("import", "export-weights"))
+    given = command_line.parse(argv, command)
     workdir, config = given.workdir, given.config
     if command == "train":
         loop.train(config, workdir)
-    elif command in ("nll", "data"):
-        print({"nll": nll.nll, "data": describe.describe}[command](config, workdir))
     elif command in ("sample", "edit", "figures"):
         made = {"sample": generate.sample, "edit": edit.edit, "figures": figures.figures}[command](config, workdir)
         print(f"{command.removesuffix('s')}s: {made}")
+    elif command in ("nll", "data"):
+        print({"nll": nll.nll, "data": describe.describe}[command](config, workdir))
+    elif command in ("evaluate", "rate"):
+        print({"evaluate": evaluate.command, "rate": rate.command}[command](given))
     elif command == "import":
         weights.import_weights(given.weights, config, workdir, given.new_attention_order)
         print(weights.on_trust(workdir))
@@ -66,10 +70,8 @@ def main() -> int:
     except (UserError, flags.Error) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except Interrupted as stop:
-        return stop.status
-    except KeyboardInterrupt:
-        return 130
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return getattr(stop, "status", 130)
     return 0
 
 

@@ -96,6 +96,8 @@ POSITIVE = (
     "sampling.rho",
     "likelihood.batch_size",
     "likelihood.ode_tolerance",
+    "evaluation.batch_size",
+    "evaluation.subsets",
     "model.time_scale",
 )
 NOT_NEGATIVE = (
@@ -113,6 +115,10 @@ NOT_NEGATIVE = (
     "diffusion.vlb_coefficient",
     "sampling.churn",
     "sampling.tolerance",
+    "evaluation.replicates",
+    "evaluation.bits_per_dim",
+    "evaluation.memorised",
+    "evaluation.every",
 )
 SEEDS = ("seed", "sampling.seed", "likelihood.seed")
 BELOW_ONE = (
@@ -154,6 +160,11 @@ def check_ranges(config: Config) -> None:
     choose(folder.UNREADABLE, data.unreadable, "data.unreadable")
     if len(config.model.channel_mult) < 1 or min(config.model.channel_mult) < 1:
         raise UserError(f"config.model.channel_mult needs one number of at least 1 a level, not {config.model.channel_mult}")
+    for name in ("num", "every_num"):
+        if getattr(config.evaluation, name) < 10:
+            raise UserError(f"config.evaluation.{name} must be at least 10, not {getattr(config.evaluation, name)}")
+    if config.evaluation.every % training.steps_per_call:
+        raise UserError(f"config.evaluation.every must be a multiple of steps_per_call={training.steps_per_call}")
     for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
         if getattr(training, name) % training.steps_per_call:
             raise UserError(f"config.training.{name} must be a multiple of steps_per_call={training.steps_per_call}")

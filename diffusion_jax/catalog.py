@@ -7,6 +7,7 @@ import re
 from diffusion_jax import build, edit, grids, losses, predictions, samplers, schedules, timesteps, weightings
 from diffusion_jax.config import Config, fields
 from diffusion_jax.data import folder, images, sources
+from diffusion_jax.evaluation import features
 from diffusion_jax.models import unet
 from diffusion_jax.process import VARIANCES
 
@@ -21,6 +22,7 @@ REGISTRIES = {
     "sampling.sampler": samplers.SAMPLERS,
     "sampling.grid": grids.GRIDS,
     "editing.task": edit.TASKS,
+    "evaluation.features": features.FEATURES,
 }
 CHOICES = {
     "data.resize": tuple(images.RESIZES),

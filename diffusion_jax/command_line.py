@@ -11,21 +11,36 @@ from diffusion_jax.errors import UserError, nearest
 
 
 class Given(NamedTuple):
-    """What a command was told. weights: the file of `import` and `export-weights`, empty for other commands."""
+    """What a command was told. weights, images, against and ratings: flags of some commands, empty for others.
+
+    configured: whether there is a config, of a run or by --config; without one config holds the defaults.
+    """
 
     workdir: pathlib.Path
     config: Config
     weights: str
     new_attention_order: bool
+    images: str
+    against: str
+    ratings: str
+    configured: bool
 
 
-def parse(argv: list[str], stored: bool = True, weights: bool = False) -> Given:
+TEXTS = {"weights": "a file of weights", "images": "images to be judged", "against": "images to judge them by"}
+TEXTS |= {"workdir": "the folder of the run", "ratings": "files of ratings, with commas between them"}
+
+
+EXTRA = {"evaluate": ("images", "against"), "rate": ("images", "against", "ratings")}
+EXTRA |= dict.fromkeys(("import", "export-weights"), ("weights", "new_attention_order"))
+
+
+def parse(argv: list[str], command: str) -> Given:
     """The flags of a command; UserError for what is wrong.
 
-    argv: the program's name and flags. stored: where --config is not given, the workdir's config.json is meant. weights:
-    the command takes --weights, too, and must have it.
+    argv: the program's name and flags. Where --config is not given, the workdir's config.json is meant; `import` must be
+    given one, and with --images or --ratings there need be none.
     """
-    known = ("workdir", "config") + (("weights", "new_attention_order") if weights else ())
+    known = ("workdir", "config", *EXTRA.get(command, ()))
     names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith("-")]
     for name in names:
         if name.startswith("config."):
@@ -33,19 +48,21 @@ def parse(argv: list[str], stored: bool = True, weights: bool = False) -> Given:
         elif name not in known:
             raise UserError(f"unknown flag --{name}; {nearest(name, known)}")
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "the folder of the run", flag_values=values)
-    flags.DEFINE_string("weights", "", "a file of weights", flag_values=values)
+    for name, text in TEXTS.items():
+        flags.DEFINE_string(name, "", text, flag_values=values)
     flags.DEFINE_bool("new_attention_order", False, "q, k and v outermost in its attention", flag_values=values)
     value = lambda name: values[name].value  # before all flags are known
     values(argv, known_only=True)
     if not value("workdir"):
         raise UserError("--workdir is missing: the folder of the run, as in --workdir runs/digits")
-    if weights and not value("weights"):
+    if "weights" in known and not value("weights"):
         raise UserError("--weights is missing: the file of the weights")
-    workdir = pathlib.Path(str(value("workdir")))
-    if "config" not in names:
+    workdir, configured = pathlib.Path(str(value("workdir"))), True
+    if "config" not in names and (value("images") or value("ratings")) and not (workdir / "config.json").is_file():
+        configured = False
+    elif "config" not in names:
         file = workdir / "config.json"
-        if not stored:
+        if command == "import":
             raise UserError("--config is missing: the experiment that the weights are of, as in --config experiments/cosine.py")
         if not file.is_file():
             raise UserError(f"{workdir} holds no run; start one with --config experiments/NAME.py (see `main.py list`)")
@@ -60,4 +77,11 @@ def parse(argv: list[str], stored: bool = True, weights: bool = False) -> Given:
     config: Any = value("config")
     if config.model.attention_resolutions == ("",):  # --config.model.attention_resolutions= takes attention away
         config.model.attention_resolutions = ()
-    return Given(workdir, config, str(value("weights")), bool(value("new_attention_order")))
+    words = {name: str(value(name)) for name in ("weights", "images", "against", "ratings")}
+    return Given(
+        workdir=workdir,
+        config=config,
+        new_attention_order=bool(value("new_attention_order")),
+        configured=configured,
+        **words,
+    )

@@ -155,6 +155,20 @@ class Editing:
 
 
 @dataclass
+class Evaluation:
+    features: str = setting("inception", "what images are compared by: inception, digits, pixels or a .py file of your own")
+    weights: str = setting("", "of inception: the file; empty for DIFFUSION_JAX_INCEPTION, or pytorch-fid's, which is fetched")
+    num: int = setting(50_000, "samples; a greater number later makes only those that are missing")
+    batch_size: int = setting(100, "images at a time; the result does not depend on it")
+    replicates: int = setting(20, "of the bootstrap for FID's 95 % intervals; 0 leaves out these and FID-infinity")
+    subsets: int = setting(100, "random subsets that KID is the mean of")
+    bits_per_dim: int = setting(64, "held-out examples whose bits/dim are measured by both bounds; 0 for none")
+    memorised: int = setting(500, "samples whose nearest training images are sought; 0 for none")
+    every: int = setting(0, "steps of training between two evaluations of every_num samples; 0 for none")
+    every_num: int = setting(1000, "samples of an evaluation during training")
+
+
+@dataclass
 class Config:
     seed: int = setting(0, "of the parameters, the data's order, t, noise and dropout")
     data: Data = group(Data)
@@ -164,6 +178,7 @@ class Config:
     sampling: Sampling = group(Sampling)
     likelihood: Likelihood = group(Likelihood)
     editing: Editing = group(Editing)
+    evaluation: Evaluation = group(Evaluation)
 
 
 # What may change between two starts in one workdir: how long, how often, what to draw. All else is the experiment.
@@ -220,7 +235,7 @@ def choose(registry: Mapping[str, Any] | tuple, name: str, field: str) -> Any:
 def kinds() -> dict[str, type]:
     """dotted path -> the type of that setting."""
     groups = {"": Config, "data.": Data, "model.": Model, "diffusion.": Diffusion, "training.": Training, "sampling.": Sampling}
-    groups |= {"likelihood.": Likelihood, "editing.": Editing}
+    groups |= {"likelihood.": Likelihood, "editing.": Editing, "evaluation.": Evaluation}
     return {prefix + name: kind for prefix, cls in groups.items() for name, kind in typing.get_type_hints(cls).items()}
 
 
@@ -299,5 +314,5 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{path}: {was!r} -> {now!r}"
         for (path, _, was), (_, _, now) in pairs
-        if was != now and path not in free and not path.startswith(("sampling.", "likelihood.", "editing."))
+        if was != now and path not in free and not path.startswith(("sampling.", "likelihood.", "editing.", "evaluation."))
     ]

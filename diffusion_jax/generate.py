@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -103,29 +104,51 @@ def new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
     return make_folder(folder)
 
 
+class TrainedRun(NamedTuple):
+    """What samples are drawn from."""
+
+    parts: Parts
+    params: Any
+    step: int
+    weak: Any  # the parameters of sampling.weak
+
+
+def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:
+    """The run in a workdir, ready to draw as config.sampling says; UserError, which says what the command takes `only`."""
+    changed = differences(load(workdir / "config.json"), config)
+    if changed:
+        raise UserError(f"{only}, not {'; '.join(changed)}")
+    parts = build(config)
+    params, step = restore_params(config, parts, workdir, config.sampling.ema)
+    weak = weak_params(config)
+    if config.sampling.tolerance:
+        parts = settled(config, parts, params, weak)
+    if note := advice(config, parts.grid):
+        print(note)
+    return TrainedRun(parts, params, step, weak)
+
+
+def manner(config: Config, parts: Parts, step: int) -> str:
+    """How a run draws, as the name of a folder."""
+    sampling = config.sampling
+    spacing = sampling.steps if len(sampling.steps) <= 40 else f"{len(parts.grid.t)}steps"
+    kind = f"{sampling.sampler}-{spacing}" + ("" if sampling.ema else "-raw")
+    kind += f"-guidance{sampling.guidance:g}" if sampling.guidance else ""
+    return f"step{step}-{kind}-seed{sampling.seed}"
+
+
 def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     """Draws sampling.num images and writes grid.png, one PNG each and samples.npz, on request chain.gif and chain.png.
 
     Returns the folder, workdir/samples/<how they were drawn>. samples.npz holds `images` uint8 [N, H, W, C] and, where
     the run has classes, `labels` [N].
     """
-    changed = differences(load(workdir / "config.json"), config)
-    if changed:
-        raise UserError(f"sampling takes only config.sampling.* settings, not {'; '.join(changed)}")
-    sampling, parts = config.sampling, build(config)
-    params, step = restore_params(config, parts, workdir, sampling.ema)
-    weak = weak_params(config)
-    if sampling.tolerance:
-        parts = settled(config, parts, params, weak)
-    if note := advice(config, parts.grid):
-        print(note)
+    sampling = config.sampling
+    parts, params, step, weak = open_run(config, workdir, "sampling takes only config.sampling.* settings")
     make_folder(workdir / "samples")
     images = draw(make_generate(config, parts, weak=weak), params, sampling.num, sampling.batch_size, progress=True)
 
-    spacing = sampling.steps if len(sampling.steps) <= 40 else f"{len(parts.grid.t)}steps"
-    kind = f"{sampling.sampler}-{spacing}" + ("" if sampling.ema else "-raw")
-    kind += f"-guidance{sampling.guidance:g}" if sampling.guidance else ""
-    folder = new_folder(workdir / "samples", f"step{step}-{kind}-seed{sampling.seed}")
+    folder = new_folder(workdir / "samples", manner(config, parts, step))
     pictures.save(folder / "grid.png", grid(config, images))
     pixels = pictures.to_uint8(images)
     for i, image in enumerate(pixels):

@@ -6,6 +6,7 @@ Nichol 2021). A state dict is {name: float32 array}; convolutions in it are [out
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
@@ -313,3 +314,11 @@ def on_trust(workdir: pathlib.Path) -> str:
     heads = f"head_channels={model.head_channels}" if model.head_channels else f"heads={model.heads}"
     taken = f"{heads}, time_scale={model.time_scale:g}, schedule={diffusion.schedule}, num_steps={diffusion.num_steps}"
     return f"imported to {workdir}; taken on trust: {taken}, prediction={diffusion.prediction}, shape={config.data.shape}"
+
+
+def fingerprint(params: PyTree) -> str:
+    """SHA-256 of parameters, in float32 and by name: recorded with what was computed from them."""
+    digest = hashlib.sha256()
+    for path, array in sorted((jax.tree_util.keystr(path), a) for path, a in jax.tree_util.tree_leaves_with_path(params)):
+        digest.update(path.encode() + np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()

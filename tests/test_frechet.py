@@ -145,23 +145,42 @@ def samples(seed, count):
     return rng(seed).normal(size=(count, 3)) * [1.5, 1.0, 1.0] + [0.3, 0.0, 0.0]
 
 
+def intervals(features, reference, **options):
+    return frechet.bootstrap(features, reference, frechet.infinite(features, reference, points=5), **options)
+
+
 def test_bootstrap_has_the_spread_of_new_samples():
     distances = [frechet_distance(fitted(samples(seed, 200)), REFERENCE) for seed in range(1000)]
-    intervals = [frechet.bootstrap(samples(seed, 200), REFERENCE, replicates=100, level=0.9) for seed in range(1000, 1020)]
-    errors = [interval.standard_error for interval in intervals]
+    both = [intervals(samples(seed, 200), REFERENCE, replicates=100, level=0.9) for seed in range(1000, 1020)]
+    near = [interval for interval, _ in both]
+    errors = [interval.standard_error for interval in near]
     np.testing.assert_allclose(np.mean(errors), np.std(distances), rtol=0.15)
-    assert all(low < high for low, high, _ in intervals)
-    np.testing.assert_allclose(np.mean([high - low for low, high, _ in intervals]), 2 * 1.645 * np.mean(errors), rtol=0.1)
-    held = np.mean([interval.low < np.mean(distances) < interval.high for interval in intervals])
+    assert all(low < high for low, high, _ in near)
+    np.testing.assert_allclose(np.mean([high - low for low, high, _ in near]), 2 * 1.645 * np.mean(errors), rtol=0.1)
+    held = np.mean([interval.low < np.mean(distances) < interval.high for interval in near])
     assert held >= 0.7  # of 20 intervals at 90 %
+    # (1.5 - 1)^2 + (1 - sqrt 2)^2 + (1 - sqrt 0.5)^2 + 0.3^2, of infinitely many samples
+    exact = 0.25 + (2**0.5 - 1) ** 2 + (1 - 0.5**0.5) ** 2 + 0.09
+    assert np.mean([interval.low < exact < interval.high for _, interval in both]) >= 0.7
 
 
 def test_bootstrap_lies_about_the_distance_in_many_dimensions():
     """Where N is of the size of D, drawing with replacement alone would shift every replicate beyond the distance."""
     features, reference = rng().normal(size=(40, 30)), Statistics(np.zeros(30), np.eye(30), 10**6)
-    interval = frechet.bootstrap(features, reference, replicates=40)
-    assert interval.low < frechet_distance(fitted(features), reference) < interval.high
-    assert frechet.bootstrap(features, reference, replicates=40) == interval
+    near, far = intervals(features, reference, replicates=40)
+    assert near.low < frechet_distance(fitted(features), reference) < near.high
+    assert far.low < frechet.infinite(features, reference, points=5).distance < far.high
+    assert intervals(features, reference, replicates=40) == (near, far)
+
+
+def test_rows_in_a_file_are_read_in_blocks(tmp_path, monkeypatch):
+    features = rng(2).normal(size=(500, 8)).astype(np.float32)
+    np.save(tmp_path / "f.npy", features)
+    reference = Statistics(np.zeros(8), np.eye(8), 10**6)
+    whole = frechet.infinite(features.astype(np.float64), reference)
+    monkeypatch.setattr(frechet, "BLOCK", 64)
+    found = frechet.infinite(np.load(tmp_path / "f.npy", mmap_mode="r"), reference)
+    np.testing.assert_allclose(found.distances, whole.distances, rtol=1e-9)
 
 
 def test_infinitely_many_samples():

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.data import images
-from diffusion_jax.data.scan import reason, scan, shown
+from diffusion_jax.data.scan import fingerprint, reason, scan, shown
 from diffusion_jax.errors import UserError
 
 UNREADABLE = ("fail", "skip")
@@ -38,6 +38,7 @@ class Folder:
     splits: dict[str, int]  # every split -> its examples
     faults: dict[str, str]  # files of the folder that cannot be read -> why
     notes: list[str]  # what a user should know
+    fingerprint: str  # of the whole folder: its place, and its files' names, sizes and times
 
     @property
     def num_classes(self) -> int:
@@ -122,6 +123,7 @@ def folder(
         splits={name: len(part) for name, part in parts.items()},
         faults={shown(found.names[i]): fault for i, fault in known.faults.items()},
         notes=notes,
+        fingerprint=fingerprint(root, found.names, found.stats),
     )
 
 

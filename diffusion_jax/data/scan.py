@@ -32,8 +32,8 @@ class Scan(NamedTuple):
     pixels: np.ndarray | None  # uint8 [N, H, W, C], memory-mapped
 
 
-def memory() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "diffusion_jax" / "data"
+def memory(kind: str = "data") -> pathlib.Path:
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "diffusion_jax" / kind
 
 
 def fingerprint(root: pathlib.Path, names: Sequence[str], stats: Sequence[os.stat_result]) -> str:

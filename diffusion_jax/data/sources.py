@@ -1,7 +1,8 @@
 """Data sources: anything with `__len__` and `__getitem__`, whose examples are {"image": uint8 [H, W, C], "label": int}.
 
 `num_classes` is the number of labels that occur, 0 where there are none. A source that knows more of itself says so: its
-`labels` [N], `class_names`, `sizes` [N, 2], `splits` (name -> examples), `faults` (file -> why it is left out) and `notes`.
+`labels` [N], `class_names`, `sizes` [N, 2], `splits` (name -> examples), `faults` (file -> why it is left out), `notes` and a
+`fingerprint`, text that is another where the images are others.
 
 A factory is called with the split and with those settings of config.data that it names among its parameters.
 """
@@ -21,7 +22,8 @@ from diffusion_jax.errors import UserError, nearest
 class Arrays:
     """A source of images uint8 [N, H, W, C] and labels [N] in memory or in a mapped file; chosen: the numbers of its own."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None, chosen: np.ndarray | None = None):
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None, chosen: np.ndarray | None = None, fingerprint: str = ""):
+        self.fingerprint = fingerprint
         self.images, self.chosen = images, np.arange(len(images)) if chosen is None else chosen
         self.num_classes = 0 if labels is None else int(labels.max(initial=0)) + 1
         self.labels = np.zeros(len(self.chosen), np.int32) if labels is None else labels[self.chosen].astype(np.int32)
@@ -82,7 +84,8 @@ def arrays(split: str, folder: str) -> Arrays:
     if split not in parts:
         raise UserError(f"{path} has the splits {', '.join(parts)}, not {split!r}")
     images = images if images.ndim == 4 else images[..., None]
-    return Arrays(images, labels, np.flatnonzero(parts[split]))
+    stat = path.stat()
+    return Arrays(images, labels, np.flatnonzero(parts[split]), f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
 
 
 class Tfds:

@@ -81,12 +81,15 @@ def save(path: str | pathlib.Path, value: Statistics) -> None:
 
 
 def load(path: str | pathlib.Path) -> Statistics:
-    """What `save` wrote. Raises UserError for any other file."""
+    """What `save` wrote, or others' NPZ of `mu` and `sigma`, whose count, 0 here, is unknown. UserError for any other file."""
     if not pathlib.Path(path).is_file():
         raise UserError(f"no file of statistics {path}")
     try:
         with pathlib.Path(path).open("rb") as opened, np.load(opened) as file:
-            value = Statistics(file["mean"], file["covariance"], int(file["count"]), json.loads(str(file["record"])))
+            if {"mu", "sigma"} <= set(file.files):
+                value = Statistics(np.asarray(file["mu"], float), np.asarray(file["sigma"], float), 0)
+            else:
+                value = Statistics(file["mean"], file["covariance"], int(file["count"]), json.loads(str(file["record"])))
     except Exception as error:  # a zip's, NumPy's or JSON's
         raise UserError(f"{path} is no file of statistics: {' '.join(str(error).split())[:160]}") from None
     if value.mean.ndim != 1 or value.covariance.shape != 2 * value.mean.shape:
@@ -131,33 +134,28 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return distance_of_roots(a.mean, root(a.covariance), b.mean, root(b.covariance))
 
 
+BLOCK = 4096  # rows of features that are read at a time
+
+
+def of_rows(features: np.ndarray, record: dict | None = None, index: np.ndarray | None = None) -> Statistics:
+    """The statistics of features [N, D], of those at `index` alone, read in blocks from where they are mapped."""
+    blocks = range(0, len(features if index is None else index), BLOCK)
+    rows = lambda part: features[part] if index is None else features[index[part]]
+    return statistics((np.asarray(rows(slice(start, start + BLOCK))) for start in blocks), record)
+
+
 def _distances(features: np.ndarray, reference: Statistics, chosen: Iterable[np.ndarray]) -> np.ndarray:
-    """The Fréchet distance of each choice of rows of features [N, D] to the reference."""
-    reference_root = root(reference.covariance)
-    rows = (np.asarray(features[index], np.float64) for index in chosen)
-    return np.array([distance_of_roots(x.mean(axis=0), root_of_features(x), reference.mean, reference_root) for x in rows])
-
-
-class Interval(NamedTuple):
-    low: float
-    high: float
-    standard_error: float
-
-
-def bootstrap(
-    features: np.ndarray, reference: Statistics, replicates: int = 50, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """A confidence interval of the Fréchet distance between N samples [N, D] and the reference (Efron 1979).
-
-    A replicate, N rows drawn with replacement, has fewer distinct rows and so a larger bias than the N samples. Only the
-    replicates' spread about their own mean is used therefore; the interval is one for the distance of N samples.
-    """
-    rng, count = np.random.default_rng(seed), len(features)
-    chosen = (rng.integers(count, size=count) if i else np.arange(count) for i in range(replicates + 1))
-    distances = _distances(features, reference, chosen)
-    whole, drawn = distances[0], distances[1:]
-    low, high = np.quantile(drawn - drawn.mean(), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(whole + low), float(whole + high), float(drawn.std(ddof=1)))
+    """The Fréchet distance of each choice of rows of features [N, D] to the reference; memory is of BLOCK x D and D x D."""
+    reference_root, distances = root(reference.covariance), []
+    for index in chosen:
+        if len(index) <= features.shape[1]:
+            x = np.asarray(features[index], np.float64)
+            mean, own_root = x.mean(axis=0), root_of_features(x)
+        else:
+            x = of_rows(features, index=index)
+            mean, own_root = x.mean, root(x.covariance)
+        distances.append(distance_of_roots(mean, own_root, reference.mean, reference_root))
+    return np.array(distances)
 
 
 class Extrapolation(NamedTuple):
@@ -169,19 +167,59 @@ class Extrapolation(NamedTuple):
     distances: np.ndarray
 
 
+def line(counts: np.ndarray, distances: np.ndarray) -> Extrapolation:
+    slope, distance = np.polyfit(1.0 / counts, distances, 1)
+    return Extrapolation(float(distance), float(slope), counts, distances)
+
+
 def infinite(
     features: np.ndarray, reference: Statistics, least: int | None = None, points: int = 15, seed: int = 0
 ) -> Extrapolation:
     """FID-infinity (Chong & Forsyth 2020): the Fréchet distance, linear in 1 / N, extrapolated to infinitely many samples.
 
-    features [N, D]: subsets of `points` sizes, from `least` (N / 10 unless told) to N, are drawn from them without
-    replacement. The reference's own bias remains. Raises UserError for sizes that make no line.
+    features [N, D], may be memory-mapped: subsets of `points` sizes, from `least` (N / 10 unless told) to N, are drawn from
+    them without replacement; the last distance is that of all of them. The reference's own bias remains. Raises UserError
+    for sizes that make no line.
     """
     count = len(features)
     least = max(2, count // 10) if least is None else least
     if points < 2 or not 2 <= least < count:
         raise UserError(f"extrapolating needs two sizes or more, from 2 up to fewer than {count}, not {points} from {least}")
     rng, counts = np.random.default_rng(seed), np.linspace(least, count, points).astype(int)
-    distances = _distances(features, reference, (rng.choice(count, size, replace=False) for size in counts))
-    slope, distance = np.polyfit(1.0 / counts, distances, 1)
-    return Extrapolation(float(distance), float(slope), counts, distances)
+    return line(counts, _distances(features, reference, (rng.choice(count, size, replace=False) for size in counts)))
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+    standard_error: float
+
+
+def bootstrap(
+    features: np.ndarray,
+    reference: Statistics,
+    found: Extrapolation,
+    replicates: int = 50,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Interval, Interval]:
+    """Confidence intervals (Efron 1979) of the Fréchet distance of N samples [N, D] and of `found`, its `infinite`.
+
+    A replicate is N rows drawn with replacement; its own line goes through the smallest, the middle and the largest of the
+    counts of `found`. It has fewer distinct rows and so a larger bias than the N samples: only the replicates' spread about
+    their own mean is used therefore, and the intervals lie about the samples' own two figures.
+    """
+    rng, count = np.random.default_rng(seed), len(features)
+    counts = np.unique([found.counts[0], found.counts[len(found.counts) // 2], found.counts[-1]])
+    drawn = []
+    for _ in range(replicates):
+        rows = rng.integers(count, size=count)  # the first n of them are n drawn with replacement, too
+        distances = _distances(features, reference, (rows[:size] for size in counts))
+        drawn.append((distances[-1], line(counts, distances).distance))
+
+    def interval(whole: float, values: np.ndarray) -> Interval:
+        low, high = np.quantile(values - values.mean(), [(1 - level) / 2, (1 + level) / 2])
+        return Interval(float(whole + low), float(whole + high), float(values.std(ddof=1)))
+
+    near, far = np.transpose(drawn)
+    return interval(found.distances[-1], near), interval(found.distance, far)

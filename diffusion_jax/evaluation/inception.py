@@ -253,6 +253,12 @@ def to_params(tensors: Tensors) -> PyTree:
     return params
 
 
+def logits(tensors: Tensors) -> np.ndarray | None:
+    """[2048, 1008] of the graph's classifier, whose bias the Inception Score leaves out; None where the file has none."""
+    found = [array for array in tensors.values() if array.shape == (1008, 2048)]
+    return found[0].astype(np.float32).T if len(found) == 1 else None
+
+
 class _Module:
     """A module of a TorchScript file: its state, and none of its code."""
 
@@ -369,13 +375,3 @@ def find(path: str | pathlib.Path = "") -> pathlib.Path:
 def load(path: str | pathlib.Path = "") -> PyTree:
     """The parameters that `features` takes, from the file that `find` finds. Raises UserError where there is none that fits."""
     return jax.tree.map(jnp.asarray, to_params(read(find(path))))
-
-
-def fingerprint(params: PyTree) -> str:
-    """SHA-256 of the parameters, the same for every file of the same numbers: recorded with what was computed from them."""
-    digest = hashlib.sha256()
-    for layer in sorted(params):
-        for name in ("kernel", "bias"):
-            digest.update(f"{layer}.{name}".encode())
-            digest.update(np.ascontiguousarray(params[layer][name], "<f4").tobytes())
-    return digest.hexdigest()

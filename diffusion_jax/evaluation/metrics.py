@@ -158,15 +158,15 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> InceptionSco
 
     The set is cut into consecutive splits, each with its own p(y). Raises UserError where rows are no probabilities.
     """
-    p = np.asarray(probabilities, np.float64)
-    if p.ndim != 2 or not 1 <= splits <= len(p):
-        raise UserError(f"{splits} splits need as many rows of probabilities [N, K], not {list(p.shape)}")
-    if not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1.0, atol=1e-4):
-        raise UserError("probabilities must be at least 0 and sum to 1 in every row")
+    if probabilities.ndim != 2 or not 1 <= splits <= len(probabilities):
+        raise UserError(f"{splits} splits need as many rows of probabilities [N, K], not {list(probabilities.shape)}")
 
     def score(part):
-        ratio = np.divide(part, part.mean(axis=0), out=np.ones_like(part), where=part > 0)  # 0 log 0 = 0
-        return np.exp((part * np.log(ratio)).sum(axis=1).mean())
+        p = np.asarray(part, np.float64)
+        if not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1.0, atol=1e-4):
+            raise UserError("probabilities must be at least 0 and sum to 1 in every row")
+        ratio = np.divide(p, p.mean(axis=0), out=np.ones_like(p), where=p > 0)  # 0 log 0 = 0
+        return np.exp((p * np.log(ratio)).sum(axis=1).mean())
 
-    scores = [score(part) for part in np.array_split(p, splits)]
+    scores = [score(part) for part in np.array_split(probabilities, splits)]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))

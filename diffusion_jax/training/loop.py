@@ -14,6 +14,7 @@ from diffusion_jax.build import Parts, build, check_trains
 from diffusion_jax.config import Config
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
+from diffusion_jax.evaluate import make_score
 from diffusion_jax.sampling import make_generate
 from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
 from diffusion_jax.training.held_out import make_evaluate
@@ -34,6 +35,7 @@ class Run(NamedTuple):
     take_steps: Callable  # (state, key, batches) -> (state, metrics)
     evaluate: Callable  # params -> held-out loss
     draw: Callable  # (params, index) -> samples
+    score: Callable  # (draw, params) -> FID and its kin, by name
     checkpoints: Checkpoints
     log: RunLog
 
@@ -61,15 +63,17 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
                 run.log.bar.update(settings.steps_per_call)
 
                 last = step >= settings.num_steps
-                intervals = (settings.eval_every, settings.sample_every, settings.checkpoint_every)
-                evaluates, draws, saves = (every > 0 and (last or step % every == 0) for every in intervals)
-                if evaluates or draws or saves or last or signals.number:
+                intervals = (settings.eval_every, settings.sample_every, config.evaluation.every, settings.checkpoint_every)
+                evaluates, draws, scores, saves = (every > 0 and (last or step % every == 0) for every in intervals)
+                if evaluates or draws or scores or saves or last or signals.number:
                     record(run, *pending)  # before saving: no checkpoint holds what is not finite
                     pending = None
                     if evaluates:
                         evaluate(run, state)
                     if draws or last:
                         draw_picture(run, state)
+                    if scores:
+                        run.log.write(step, run.score(run.draw, state.ema_params if config.sampling.ema else state.params))
                     if saves or signals.number:  # last, so that a run resumed from here lacks nothing of this step
                         save(run, state, wait=last or bool(signals.number))
                     if signals.number:
@@ -108,6 +112,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         accumulation=settings.accumulation_steps,
     )
     draw = make_generate(config, parts, weak=generate.weak_params(config))
+    score = make_score(config) if config.evaluation.every else lambda draw, params: {}
 
     open_workdir(workdir, config)
     checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
@@ -132,7 +137,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     for note in getattr(source, "notes", ()):
         log.say(f"note: {note}")
     take_steps = replicated_step(step_fn, settings.steps_per_call)
-    return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, checkpoints, log), state
+    return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, score, checkpoints, log), state
 
 
 def record(run: Run, step: int, metrics) -> None:

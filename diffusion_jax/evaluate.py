@@ -1,0 +1,189 @@
+"""The command `evaluate`: FID and its kin, bits/dim and memorisation of a run's samples, or FID of any two sets of images."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import tensorboardX
+
+from diffusion_jax import generate, nll, pictures
+from diffusion_jax.build import Parts, check_ranges
+from diffusion_jax.command_line import Given
+from diffusion_jax.config import Config, Data, check_types
+from diffusion_jax.data import pipeline, sources
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import features, memorisation, references
+from diffusion_jax.evaluation.extract import Extracted, extract, key
+from diffusion_jax.evaluation.scores import scores
+from diffusion_jax.sampling import make_generate
+from diffusion_jax.training.checkpoint import write_text
+from diffusion_jax.version import __version__
+from diffusion_jax.weights import fingerprint
+
+GRID = 100  # samples in the picture
+NOT_HOW = ("num", "batch_size", "gif", "strip", "predicted")  # settings of sampling that change no sample
+
+
+def command(given: Given) -> pathlib.Path:
+    """What `main.py evaluate` does with its flags: `evaluate` or, with --images, `compare`."""
+    if not given.images:
+        return evaluate(given.config, given.workdir, given.against)
+    if not given.against:
+        raise UserError("--against is missing: the folder, file or split that the images are compared with")
+    data = given.config.data if given.configured else None
+    return compare(given.config, given.workdir, given.images, given.against, data)
+
+
+def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathlib.Path:
+    """Scores evaluation.num samples of a run; writes workdir/evaluations/<how>/report-<num>.json and pictures; its path.
+
+    against: a folder, an .npz or .npy of images, a file of statistics, or a split; empty for the training split. Samples
+    and references whose features were made before, by this command or one that was stopped, are not made again.
+    """
+    settings, data = config.evaluation, config.data
+    run = generate.open_run(config, workdir, "evaluate takes only config.sampling, .evaluation and .likelihood settings")
+    function = features.load(settings.features, settings.weights)
+    reference = references.reference(against or data.train_split, data, function, settings.batch_size)
+    sampling = {name: value for name, value in dataclasses.asdict(config.sampling).items() if name not in NOT_HOW}
+    protocol = {"step": run.step, "ema": config.sampling.ema, "network": fingerprint(run.params), "sampling": sampling}
+    protocol |= {"features": function.record}
+    how = f"{generate.manner(config, run.parts, run.step)}-{function.name}-{key(protocol)}"
+    shown = max(GRID, settings.memorised)
+    extracted = Extracted(generate.make_folder(workdir / "evaluations") / how, protocol, tuple(data.shape), shown)
+    extract(extracted, function, sampled(config, run.parts, run.params, run.weak), settings.num, settings.batch_size, "samples")
+
+    report = scores(extracted, settings.num, reference, settings.replicates, settings.subsets)
+    if settings.bits_per_dim:
+        report["bits_per_dim"] = bits_per_dim(config, run.parts, run.params)
+    images, folder = extracted.images.array(min(shown, settings.num)), extracted.folder
+    pictures.save(folder / "samples.png", generate.grid(config, images[:GRID] / 127.5 - 1.0))
+    if settings.memorised:
+        report["memorisation"] = memorised(config, images[: settings.memorised], folder / "memorised.png")
+    report["protocol"] = protocol | surroundings(settings.num) | {"reference": reference.statistics.record}
+    report["protocol"]["reference_count"] = reference.statistics.count
+    path = write_report(folder / f"report-{settings.num}.json", report)
+    with tensorboardX.SummaryWriter(str(workdir / "tensorboard")) as events:
+        for name, value in scalars(report).items():
+            events.add_scalar(f"evaluation/{name}", value, run.step)
+    print(summary(report))
+    return path
+
+
+def compare(config: Config, workdir: pathlib.Path, images: str, against: str, data: Data | None = None) -> pathlib.Path:
+    """Scores one set of images against another, whoever made them; writes a report in workdir/evaluations, returns its path.
+
+    images, against: as in `evaluate`. data: to its shape a folder's images are brought, and its splits can be named; None
+    leaves them as they are.
+    """
+    check_types(config)
+    check_ranges(config)
+    settings = config.evaluation
+    function = features.load(settings.features, settings.weights)
+    samples = references.image_set(images, data)
+    reference = references.reference(against, data, function, settings.batch_size)
+    extracted, count = references.extracted(samples, function), len(samples.source)
+    extract(extracted, function, samples.images, count, settings.batch_size, f"{function.name} of {images}")
+    report = scores(extracted, count, reference, settings.replicates, settings.subsets)
+    report["protocol"] = {"images": samples.record, "features": function.record} | surroundings(count)
+    report["protocol"] |= {"reference": reference.statistics.record, "reference_count": reference.statistics.count}
+    print(summary(report))
+    name = f"{extracted.folder.name}-against-{key(report['protocol']['reference'])}.json"
+    return write_report(generate.make_folder(workdir / "evaluations") / name, report)
+
+
+def make_score(config: Config) -> Callable:
+    """score(draw, params) -> {name: number} of evaluation.every_num samples, for the training loop.
+
+    draw: (params, index) -> float images. The reference is the training split; it is computed at the first call.
+    """
+    settings, data = config.evaluation, config.data
+    function, known = features.load(settings.features, settings.weights), []
+
+    def score(draw: Callable, params) -> dict[str, float]:
+        if not known:
+            known.append(references.reference(data.train_split, data, function, settings.batch_size))
+        with tempfile.TemporaryDirectory() as folder:
+            extracted = Extracted(pathlib.Path(folder), {}, tuple(data.shape))
+            samples = lambda index: pictures.to_uint8(draw(params, index))
+            extract(extracted, function, samples, settings.every_num, settings.batch_size, "evaluation")
+            found = scalars(scores(extracted, settings.every_num, known[0], replicates=0, subsets=settings.subsets))
+        return {f"evaluation/{name}": value for name, value in found.items()}
+
+    return score
+
+
+def sampled(config: Config, parts: Parts, params, weak) -> Callable:
+    """numbers [b] -> samples uint8 [b, H, W, C]"""
+    draw = make_generate(config, parts, weak=weak)
+    return lambda index: pictures.to_uint8(draw(params, index))
+
+
+def bits_per_dim(config: Config, parts: Parts, params) -> dict:
+    """By the variational bound, where the schedule is a table, and by the ODE, of the first held-out examples."""
+    likelihood = dataclasses.replace(config.likelihood, examples=config.evaluation.bits_per_dim)
+    config = dataclasses.replace(config, likelihood=likelihood)
+    source, found = sources.load(config.data, likelihood.split), {}
+    for method, grid in (("bound", nll.chain(config, parts) if parts.schedule.num_steps else None), ("ode", None)):
+        if method == "bound" and grid is None:
+            continue
+        total = nll.measure(config, parts, params, grid, source)["total"]
+        found[method] = {"value": float(total.mean()), "standard_error": nll.standard_error(total)}
+    return found | {"examples": len(total), "likelihood": dataclasses.asdict(likelihood)}
+
+
+def memorised(config: Config, samples: np.ndarray, picture: pathlib.Path) -> dict:
+    """How near samples uint8 [N, H, W, C], and as many held-out images, come to training images; draws the nearest."""
+    data = config.data
+    train, held_out = sources.load(data, data.train_split), sources.load(data, data.eval_split)
+    index = np.arange(min(len(samples), len(held_out)))
+    others = pipeline.examples(held_out, index)["image"]
+    found = memorisation.memorisation(samples, others, train, data.flip, progress=True)
+    pictures.save(picture, pictures.enlarge(memorisation.picture(samples, train, found.neighbours)))
+    return {"samples": found.samples._asdict(), "held_out": found.held_out._asdict()}
+
+
+def surroundings(num: int) -> dict:
+    """What a number depends on besides its inputs."""
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {"num": num, "diffusion_jax": __version__, "jax": jax.__version__, "devices": devices}
+
+
+def scalars(report: dict) -> dict[str, float]:
+    """The report's chief numbers by their names."""
+    nested = {"fid": "value", "fid_infinity": "value", "kid": "mean", "inception_score": "mean"}
+    found = {name: report[name][inner] for name, inner in nested.items() if name in report}
+    for name in ("spatial_fid", "precision", "recall", "density", "coverage"):
+        if name in report:
+            found[name] = report[name]
+    for method in ("bound", "ode"):
+        if method in report.get("bits_per_dim", {}):
+            found[f"bits_per_dim_{method}"] = report["bits_per_dim"][method]["value"]
+    return found
+
+
+NAMES = {"fid": "FID", "fid_infinity": "FID, infinitely many", "spatial_fid": "spatial FID", "kid": "KID"}
+NAMES |= {"inception_score": "Inception Score", "bits_per_dim_bound": "bits/dim, bound", "bits_per_dim_ode": "bits/dim, ODE"}
+
+
+def summary(report: dict) -> str:
+    """The report in a few lines."""
+    protocol = report["protocol"]
+    lines = [f"{protocol['num']} images against {protocol['reference_count'] or 'an unknown number'}, "]
+    lines[0] += f"{protocol['features']['features']} features"
+    for name, value in scalars(report).items():
+        found, line = report.get(name), f"{NAMES.get(name, name):<22} {value:10.5g}"
+        if isinstance(found, dict) and "low" in found:
+            line += f"   95 %: {found['low']:.4f} to {found['high']:.4f}"
+        if name.startswith("bits") and (error := report["bits_per_dim"][name.rpartition("_")[2]]["standard_error"]):
+            line += f"   +- {error:.4f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def write_report(path: pathlib.Path, report: dict) -> pathlib.Path:
+    write_text(path, json.dumps(report, indent=2) + "\n")
+    return path

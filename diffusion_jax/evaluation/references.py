@@ -1,0 +1,133 @@
+"""Sets of images that others are compared with: a split of the run's data, a folder, a file; their statistics are kept.
+
+What was computed of a set lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/features/<set, features, hash of both>.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.config import Data
+from diffusion_jax.data import folder, pipeline, scan, sources
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import frechet
+from diffusion_jax.evaluation.extract import Extracted, extract, key
+from diffusion_jax.evaluation.features import Features
+from diffusion_jax.evaluation.frechet import Statistics
+
+PROBED = 1000  # images at most whose pixels are part of a set's fingerprint
+ROWS = 10_000  # of features, drawn at random, that are kept of a reference
+
+
+class ImageSet(NamedTuple):
+    """source: as in `data.sources`. record: plain values that tell the set from any other."""
+
+    source: Any
+    record: dict
+
+    def images(self, index: np.ndarray) -> np.ndarray:
+        """uint8 [b, H, W, C]"""
+        return pipeline.examples(self.source, index)["image"]
+
+
+class Reference(NamedTuple):
+    """statistics and spatial: of all its images. rows: features [n, D] of ROWS of them at most. None where there are none."""
+
+    statistics: Statistics
+    spatial: Statistics | None
+    rows: np.ndarray | None
+
+
+def image_set(name: str, data: Data | None) -> ImageSet:
+    """The images of a folder, of an .npz or .npy, or of a split of `data`, whichever `name` is.
+
+    A folder's images get the shape of `data`, and where there is none they stay as they are, all of one size. UserError.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+        shape, resize = (data.shape, data.resize) if data else (own_shape(path), "none")
+        source = folder.folder("all", str(path), shape, labels="none", resize=resize)
+        record = {"images": path.resolve().name, "split": "all", "shape": list(shape), "resize": resize}
+    elif path.is_file():
+        source = sources.arrays("all", str(path))
+        record = {"images": path.name, "split": "all", "shape": list(source[0]["image"].shape)}
+    elif data is None or "/" in name or path.suffix:
+        splits = "" if data is None else ", nor a split of the run's data"
+        raise UserError(f"{name} is no folder and no .npz or .npy file of images{splits}")
+    else:
+        source = sources.load(data, name)
+        record = {"images": data.name or pathlib.Path(data.folder).name or data.source, "split": name}
+        record |= {"shape": list(data.shape)} | ({"resize": data.resize} if data.source == "folder" else {})
+    return ImageSet(source, record | {"count": len(source), "fingerprint": fingerprint(source)})
+
+
+def own_shape(path: pathlib.Path) -> tuple[int, int, int]:
+    """The one size of a folder's images, in colour; UserError where there are several."""
+    sizes = np.unique(folder.folder("all", str(path), (1, 1, 3), labels="none").sizes, axis=0)
+    if len(sizes) > 1:
+        raise UserError(
+            f"the images in {path} have {len(sizes)} sizes, from {sizes[0, 0]} x {sizes[0, 1]} to {sizes[-1, 0]} x "
+            f"{sizes[-1, 1]}; a --config with data.shape says to which they are to be cropped and shrunk"
+        )
+    return (*map(int, sizes[0]), 3)  # pyright: ignore
+
+
+def fingerprint(source) -> str:
+    """A hash of what a source says of itself and of PROBED of its images, evenly spread."""
+    found = hashlib.sha256(getattr(source, "fingerprint", "").encode())
+    for i in np.unique(np.linspace(0, len(source) - 1, PROBED).astype(int)):
+        found.update(np.ascontiguousarray(source[int(i)]["image"]).tobytes())
+    return found.hexdigest()[:32]
+
+
+def extracted(images: ImageSet, features: Features) -> Extracted:
+    """The place of the set's features."""
+    record = images.record | features.record
+    called = f"{record['images']}-{record['split']}-{record['count']}-{features.name}-{key(record)}"
+    return Extracted(scan.memory("features") / called, record, images.source[0]["image"].shape)
+
+
+def reference(name: str, data: Data | None, features: Features, batch_size: int, say: Callable = print) -> Reference:
+    """The reference of that name: an image set's, computed once, or a file of statistics (ours, or `mu` and `sigma`)."""
+    path = pathlib.Path(name).expanduser()
+    if path.suffix == ".npz" and path.is_file() and holds_statistics(path):
+        return read(path)
+    images = image_set(name, data)
+    place = extracted(images, features)
+    file = place.folder / "statistics.npz"
+    if not file.is_file():
+        count = len(images.source)
+        extract(place, features, images.images, count, batch_size, f"{features.name} of {name}")
+        chosen = np.sort(np.random.default_rng(0).permutation(count)[:ROWS])
+        for kind, target in (("spatial", file.with_name("spatial.npz")), ("features", file)):
+            rows = place.get(kind, count)
+            if rows is None:
+                continue
+            if kind == "features":
+                np.save(file.with_name("rows.npy"), rows[chosen])
+            frechet.save(target, frechet.of_rows(rows, images.record | features.record))
+        place.remove()
+        say(f"reference: {file}")
+    return read(file)
+
+
+def holds_statistics(path: pathlib.Path) -> bool:
+    try:
+        with np.load(path) as file:
+            return {"mu", "sigma"} <= set(file.files) or {"mean", "covariance"} <= set(file.files)
+    except (OSError, ValueError):
+        return False
+
+
+def read(path: pathlib.Path) -> Reference:
+    """A file of statistics, with what lies beside one that was made here."""
+    spatial, rows = path.with_name("spatial.npz"), path.with_name("rows.npy")
+    own = path.name == "statistics.npz"
+    return Reference(
+        frechet.load(path),
+        frechet.load(spatial) if own and spatial.is_file() else None,
+        np.load(rows) if own and rows.is_file() else None,
+    )
