@@ -1,5 +1,6 @@
 """Pictures of images: grids, single PNGs, GIFs and strips (Pillow)."""
 
+import io
 import os
 import pathlib
 
@@ -38,6 +39,13 @@ def save(path: pathlib.Path, picture: np.ndarray) -> None:
     partial = path.with_name(path.name + ".partial")
     _image(picture).save(partial, format="PNG")
     os.replace(partial, path)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A PNG file of uint8 [H, W, C], with nothing but its pixels."""
+    file = io.BytesIO()
+    _image(picture).save(file, format="PNG")
+    return file.getvalue()
 
 
 def save_gif(path: pathlib.Path, frames: list[np.ndarray], milliseconds: int = 80) -> None:
