@@ -46,7 +46,10 @@ def draw(keys: jax.Array, probability: float) -> jax.Array:
 
 
 def conditioning(parameters: Array) -> jax.Array:
-    """a0 ... a7, [B, 8] -> a0, a1, a2, cos a3 - 1, sin a3, a5 cos a4, a5 sin a4, a6, a7, [B, 9]: table 6, last column."""
+    """a0 ... a7, [B, 8] -> a0, a1, a2, cos a3 - 1, sin a3, a5 cos a4, a5 sin a4, a6, a7, [B, 9]: table 6, last column.
+
+    As in the paper, (a4, a5) and (a4 + pi, -a5) share their two numbers, though they are not the same stretch.
+    """
     a0, a1, a2, a3, a4, a5, a6, a7 = jnp.moveaxis(parameters, -1, 0)
     columns = (a0, a1, a2, jnp.cos(a3) - 1, jnp.sin(a3), a5 * jnp.cos(a4), a5 * jnp.sin(a4), a6, a7)
     return jnp.stack(columns, axis=-1)
