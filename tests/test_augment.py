@@ -132,6 +132,14 @@ def test_the_borders_are_mirrored_as_scipys():
     assert np.sqrt(np.mean((result - reference) ** 2)) < 0.01
 
 
+def test_waves_go_on_beyond_the_borders():
+    wave = lambda x, y: np.cos(5 * np.pi * (x + 0.5) / WIDTH) * np.cos(3 * np.pi * (y + 0.5) / HEIGHT)  # its own mirror image
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    image = np.repeat(wave(x, y)[..., None], 2, -1).astype(np.float32)
+    result = apply_transform(image, np.array([0, 0, 0, 0, 0, 0, 0.3, -2.2], np.float32))  # 1.8 to the right, 11 up
+    np.testing.assert_allclose(result[..., 0], wave(x - 1.8, y + 11), atol=0.01)
+
+
 def test_even_images_stay_even_and_fine_detail_stays():
     a = np.array([0, 0, 0.5, 1.0, 0, 0.7, 0.3, 0.4], np.float32)
     np.testing.assert_allclose(apply_transform(np.full_like(IMAGE, -0.8), a), -0.8, atol=1e-5)
