@@ -14,6 +14,7 @@ from diffusion_jax.data import folder, images
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.unet import MODELS
 from diffusion_jax.sampling import check_guidance, make_grid, make_sampler, model_variance
+from diffusion_jax.training.augment import CONDITIONING
 from diffusion_jax.training.state import TrainState, init_state
 from diffusion_jax.types import ApplyFn, Level, Loss, Parameterization, Sampler, Schedule, Timesteps
 
@@ -156,6 +157,10 @@ def check_ranges(config: Config) -> None:
     check_guidance(config)
     if len(data.shape) != 3 or min(data.shape) < 1:
         raise UserError(f"config.data.shape must be height, width and channels, not {data.shape}")
+    if not 0.0 <= data.augment <= 1.0:
+        raise UserError(f"config.data.augment must lie in [0, 1], not {data.augment}")
+    if data.augment and data.flip:
+        raise UserError("config.data.augment mirrors half of the images and tells the network which: set data.flip=false")
     choose(images.RESIZES, data.resize, "data.resize")
     choose(folder.UNREADABLE, data.unreadable, "data.unreadable")
     if len(config.model.channel_mult) < 1 or min(config.model.channel_mult) < 1:
@@ -171,7 +176,10 @@ def check_ranges(config: Config) -> None:
 
 
 def network(config: Config) -> tuple[ApplyFn, Callable]:
-    """(apply_fn, init_params) of the model. apply_fn trains, with dropout, where it is given a `dropout_key`."""
+    """(apply_fn, init_params) of the model. apply_fn trains, with dropout, where it is given a `dropout_key`.
+
+    With data.augment it may be given the augmentations' conditioning [B, 9], too; without, images are as they are.
+    """
     model, (height, width, channels) = config.model, config.data.shape
     for resolution in model.attention_resolutions:
         levels = [height // 2**i for i in range(len(model.channel_mult))]
@@ -194,14 +202,15 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
         dtype=jnp.dtype(choose(DTYPES, model.dtype, "model.dtype")),
     )
 
-    def apply_fn(params, x, t, cond=None, dropout_key=None):
+    def apply_fn(params, x, t, cond=None, dropout_key=None, augmentation=None):
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         cond = cond if config.data.num_classes else None  # a source may have labels that the experiment leaves out
-        return module.apply({"params": params}, x, t, cond, train=dropout_key is not None, rngs=rngs)
+        return module.apply({"params": params}, x, t, cond, augmentation, train=dropout_key is not None, rngs=rngs)
 
     def init_params(key):
         labels = jnp.zeros((1,), jnp.int32) if config.data.num_classes else None
-        return module.init(key, jnp.zeros((1, height, width, channels)), jnp.zeros((1,)), labels)["params"]
+        augmentation = jnp.zeros((1, CONDITIONING)) if config.data.augment else None
+        return module.init(key, jnp.zeros((1, height, width, channels)), jnp.zeros((1,)), labels, augmentation)["params"]
 
     jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
     return apply_fn, init_params

@@ -39,6 +39,7 @@ class Data:
     train_split: str = setting("train", "the split to train on")
     eval_split: str = setting("test", "the held-out split")
     flip: bool = setting(False, "mirror half of the training images, at random")
+    augment: float = setting(0.0, "EDM's augmentations, which the network is told of: the probability of each; 0 for none")
 
 
 @dataclass

@@ -72,8 +72,11 @@ def weak_params(config: Config):
     weak = load(workdir / "config.json")
     changed = [change for change in differences(weak, config) if change.startswith(SAME_NETWORK)]
     changed = [change for change in changed if not change.startswith("model.dropout:")]
-    if bool(weak.training.label_dropout) != bool(config.training.label_dropout):
-        changed.append(f"training.label_dropout: {weak.training.label_dropout} -> {config.training.label_dropout}")
+    layers = {  # that are there or not
+        "training.label_dropout": (weak.training.label_dropout, config.training.label_dropout),
+        "data.augment": (weak.data.augment, config.data.augment),
+    }
+    changed += [f"{path}: {was} -> {now}" for path, (was, now) in layers.items() if bool(was) != bool(now)]
     if changed:
         raise UserError(f"config.sampling.weak={workdir} is a run of another network ({'; '.join(changed)})")
     return restore_params(weak, build(weak), workdir, ema=True)[0]

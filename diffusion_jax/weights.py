@@ -70,7 +70,12 @@ def blocks(model: Architecture, names: Container[str]) -> Iterator[tuple[str, st
 
 
 def torch_names(params: PyTree, model: Architecture) -> dict[str, tuple[str, ...]]:
-    """{torch name: path in the flax parameters} of every parameter, in a state dict's order."""
+    """{torch name: path in the flax parameters} of every parameter, in a state dict's order.
+
+    Raises UserError for a U-Net with data.augment, whose additional layer the state dicts have no place for.
+    """
+    if "augmentation" in params:
+        raise UserError("a U-Net with data.augment above 0 has a layer that Improved DDPM's and ADM's weights lack")
     paths = {}
     for prefix, block in blocks(model, params):
         if block not in params:

@@ -60,12 +60,15 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images [B, H, W, C], t [B] and labels [B] or None -> float32 [B, H, W, out_channels].
+    """Images [B, H, W, C], t [B], labels [B] or None, augmentation [B, n] or None -> float32 [B, H, W, out_channels].
 
     Every level i has `blocks` residual blocks of channels * channel_mult[i] on the way down and blocks + 1 on the way up;
     between levels the image is halved, so H and W must be divisible by 2^(levels - 1). Attention follows the residual
     blocks where the image has been halved to one of `attention_factors`: 1 is full size, 2 half, 4 a quarter
     ("attention_resolutions" in the papers' code). GroupNorm, softmax and the output are float32 whatever `dtype` is.
+
+    `augmentation`, numbers that say what was done to an image, enters the embedding through a linear layer without bias
+    (Karras et al. 2022, appendix F.2); so None is all zeros, and the layer is made only where init is given some.
     """
 
     out_channels: int
@@ -83,7 +86,15 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        labels: jax.Array | None = None,
+        augmentation: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
         if (labels is None) != (self.num_classes is None):
             raise ValueError("labels go with num_classes: give both or neither")
         (height, width), halvings = x.shape[1:3], len(self.channel_mult) - 1
@@ -93,6 +104,8 @@ class UNet(nn.Module):
         embedding = dense("time2")(nn.silu(dense("time1")(sinusoidal(self.time_scale * t, self.channels))))
         if labels is not None and self.num_classes is not None:
             embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=self.dtype, name="label")(labels)
+        if augmentation is not None:
+            embedding += nn.Dense(4 * self.channels, use_bias=False, dtype=self.dtype, name="augmentation")(augmentation)
 
         def res_block(h, features, name, resample=None):
             block = ResBlock(features, self.scale_shift, self.dropout, self.dtype, resample, name=name)

@@ -94,7 +94,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     source = sources.load(data, data.train_split)
     batches = pipeline.training_batches(source, settings.batch_size, config.seed, data.flip)
     loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss)
-    if settings.eval_every:  # with all labels
+    if settings.eval_every:  # with all labels, and the images as they are
         held_out = sources.load(data, data.eval_split)
         # the same for all runs of an objective: uniform, unless the distribution of t is part of the objective
         own = config.diffusion.timesteps in timesteps.OBJECTIVES
@@ -103,7 +103,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     else:
         evaluate = lambda params: float("nan")
     step_fn = make_train_step(
-        make_loss_fn(parts.apply_fn, parts.schedule, parts.loss, settings.label_dropout, data.num_classes),
+        make_loss_fn(parts.apply_fn, parts.schedule, parts.loss, settings.label_dropout, data.num_classes, data.augment),
         parts.optimizer,
         warmed_up_ema(settings.ema_decay),
         parts.timesteps,

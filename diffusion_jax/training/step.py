@@ -7,15 +7,25 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_jax.noise import example_keys, fold_in, normal
+from diffusion_jax.training.augment import augment
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import ApplyFn, Loss, Schedule, Timesteps
 
 
-def make_loss_fn(apply_fn: ApplyFn, schedule: Schedule, loss: Loss, label_dropout: float = 0.0, no_label: int = 0) -> Callable:
+def make_loss_fn(
+    apply_fn: ApplyFn,
+    schedule: Schedule,
+    loss: Loss,
+    label_dropout: float = 0.0,
+    no_label: int = 0,
+    augmentation: float = 0.0,
+) -> Callable:
     """(params, keys [B], batch, t [B]) -> losses [B] of a batch {"image": uint8 [B, H, W, C], "label": int [B], optional}.
 
     apply_fn takes `dropout_key` besides: the key of the batch's dropout. With the probability `label_dropout` an example's
     label, which the batch must then have, becomes `no_label` (Ho & Salimans 2022, algorithm 1), by the example's own key.
+    With an `augmentation` above 0 images are transformed by `augment.augment` with that probability, and apply_fn is given
+    the conditioning as `augmentation`.
     """
 
     def loss_fn(params, keys, batch, t, dropout_key=None):
@@ -23,7 +33,10 @@ def make_loss_fn(apply_fn: ApplyFn, schedule: Schedule, loss: Loss, label_dropou
         if label_dropout > 0:
             drop = jax.vmap(lambda key: jax.random.bernoulli(key, label_dropout))(fold_in(keys, 1))
             labels = jnp.where(drop, no_label, batch["label"])
-        network = lambda x, t, cond: apply_fn(params, x, t, cond, dropout_key=dropout_key)
+        told = {}
+        if augmentation > 0:
+            x0, told["augmentation"] = augment(fold_in(keys, 2), x0, augmentation)
+        network = lambda x, t, cond: apply_fn(params, x, t, cond, dropout_key=dropout_key, **told)
         return loss(network, x0, normal(fold_in(keys, 0), x0.shape[1:]), schedule.level(t), labels)
 
     return loss_fn
