@@ -121,18 +121,7 @@ def test_more_neighbours_than_points():
         metrics.precision_recall(points(0, 3), points(1, 9), k=3)
 
 
-@pytest.mark.usefixtures("blocks")
-def test_nearest_in_a_training_set():
-    samples, training = points(0, 12, 5, shift=1000.0), points(1, 30, 5, shift=1000.0)
-    samples[3] = training[17]
-    found = metrics.nearest(samples, training)
-    apart = np.array([[distance(a, b) for b in training] for a in samples])
-    np.testing.assert_array_equal(found.index, apart.argmin(axis=1))
-    np.testing.assert_allclose(found.distance, apart.min(axis=1), rtol=1e-12)
-    assert (found.index[3], found.distance[3]) == (17, 0.0)
-
-
-@pytest.mark.parametrize("metric", [metrics.mmd, metrics.precision_recall, metrics.density_coverage, metrics.nearest])
+@pytest.mark.parametrize("metric", [metrics.mmd, metrics.precision_recall, metrics.density_coverage])
 def test_features_that_are_none(metric):
     for bad in (points(0, 9, 3), np.zeros(9), np.zeros((0, 2))):
         with pytest.raises(UserError, match="of one D"):

@@ -1,5 +1,5 @@
-"""Metrics of two sets of features, matrices [N, D]: KID, precision and recall, density and coverage, nearest neighbours;
-and the Inception Score of class probabilities. NumPy, float64, in blocks that bound the memory.
+"""Metrics of two sets of features, matrices [N, D]: KID, precision and recall, density and coverage; and the
+Inception Score of class probabilities. NumPy, float64, in blocks that bound the memory.
 """
 
 from collections.abc import Iterator
@@ -122,21 +122,6 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> DensityC
         lies_in += inside.sum()
         covered |= inside.any(axis=0)
     return DensityCoverage(float(lies_in / (k * len(fake))), float(covered.mean()))
-
-
-class Neighbours(NamedTuple):
-    """index, int [N], and Euclidean distance, float64 [N]; a copy's is exactly zero."""
-
-    index: np.ndarray
-    distance: np.ndarray
-
-
-def nearest(samples: np.ndarray, training: np.ndarray) -> Neighbours:
-    """The nearest row of a training set [M, D] to each of the samples [N, D]: near zero where one was memorised."""
-    samples, training = _checked(samples, training)
-    blocks = _blocks(samples, training)
-    index = np.concatenate([_squared_distances(samples[rows], training).argmin(axis=1) for rows in blocks])
-    return Neighbours(index, np.linalg.norm(samples - training[index], axis=1))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
