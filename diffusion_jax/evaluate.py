@@ -142,7 +142,7 @@ def memorised(config: Config, samples: np.ndarray, picture: pathlib.Path) -> dic
     index = np.arange(min(len(samples), len(held_out)))
     others = pipeline.examples(held_out, index)["image"]
     found = memorisation.memorisation(samples, others, train, data.flip, progress=True)
-    pictures.save(picture, pictures.enlarge(memorisation.picture(samples, train, found.neighbours)))
+    pictures.save(picture, pictures.enlarge(memorisation.picture(samples, train, found.neighbours), 600))
     return {"samples": found.samples._asdict(), "held_out": found.held_out._asdict()}
 
 

@@ -8,6 +8,7 @@ A factory is called with the split and with those settings of config.data that i
 """
 
 import inspect
+import logging
 import os
 import pathlib
 import zipfile
@@ -113,6 +114,7 @@ def tfds(split: str, name: str, folder: str = "") -> Tfds:
     """
     import tensorflow_datasets
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it recommends OpenCV, at every start
     folder = folder or os.environ.get("TFDS_DATA_DIR", "")
     try:
         builder: Any = tensorflow_datasets.builder(name, data_dir=folder or None, file_format="array_record")

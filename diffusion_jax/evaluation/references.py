@@ -5,6 +5,7 @@ What was computed of a set lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax
 
 import hashlib
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def extracted(images: ImageSet, features: Features) -> Extracted:
     """The place of the set's features."""
     record = images.record | features.record
     called = f"{record['images']}-{record['split']}-{record['count']}-{features.name}-{key(record)}"
-    return Extracted(scan.memory("features") / called, record, images.source[0]["image"].shape)
+    return Extracted(scan.memory("features") / re.sub(r"[^\w.-]+", "_", called), record, images.source[0]["image"].shape)
 
 
 def reference(name: str, data: Data | None, features: Features, batch_size: int, say: Callable = print) -> Reference:
