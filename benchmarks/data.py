@@ -27,7 +27,7 @@ from diffusion_jax import pictures  # noqa: E402
 from diffusion_jax.build import build  # noqa: E402
 from diffusion_jax.data import pipeline, sources  # noqa: E402
 from diffusion_jax.errors import UserError  # noqa: E402
-from diffusion_jax.training.parallel import AXIS, place, replicated_step  # noqa: E402
+from diffusion_jax.training.parallel import AXIS, layout, make_take_steps, place  # noqa: E402
 from diffusion_jax.training.state import warmed_up_ema  # noqa: E402
 from diffusion_jax.training.step import make_loss_fn, make_train_step  # noqa: E402
 from experiments.cosine import get_config  # noqa: E402
@@ -69,7 +69,7 @@ def training(batch_size: int):
         (parts.schedule.t_min, parts.schedule.t_max),
         axis_name=AXIS,
     )
-    take_step, state = replicated_step(step), place(parts.init_state(jax.random.key(0)))
+    take_step, state = make_take_steps(layout(), step, None), place(parts.init_state(jax.random.key(0)))
     batch = {"image": np.zeros((1, batch_size, *SHAPE), np.uint8), "label": np.zeros((1, batch_size), np.int32)}
 
     def measure() -> float:

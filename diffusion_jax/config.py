@@ -89,6 +89,8 @@ class Training:
     label_dropout: float = setting(0.0, "share of training examples without their label, for guidance")
     ema_decay: float = setting(0.9999, "decay of the parameters' moving average, after its warm-up")
     accumulation_steps: int = setting(1, "parts that a batch is cut into, one after the other, to save memory")
+    parallel: str = setting("auto", "how a step is put on devices: pmap, of one process; mesh, of any; auto takes what can be")
+    fsdp: int = setting(1, "devices that share one copy of parameters, averages and moments, in place of one copy each")
     steps_per_call: int = setting(1, "optimizer steps a dispatch; 1 is best on the CPU, 10 or more on fast devices")
     log_every: int = setting(50, "steps between two lines of metrics")
     eval_every: int = setting(1000, "steps between two evaluations of the held-out loss; 0 for none")
@@ -194,6 +196,8 @@ FREE_FIELDS = {
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.steps_per_call",
+    "training.parallel",
+    "training.fsdp",
 }
 
 

@@ -21,6 +21,7 @@ from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
 from diffusion_jax.sampling import make_generate
 from diffusion_jax.training.checkpoint import write_text
+from diffusion_jax.training.parallel import primary, start, together
 from diffusion_jax.version import __version__
 from diffusion_jax.weights import fingerprint
 
@@ -30,6 +31,12 @@ NOT_HOW = ("num", "batch_size", "gif", "strip", "predicted")  # settings of samp
 
 def command(given: Given) -> pathlib.Path:
     """What `main.py evaluate` does with its flags: `evaluate` or, with --images, `compare`."""
+    start()
+    with together():
+        return chosen(given)
+
+
+def chosen(given: Given) -> pathlib.Path:
     if not given.images:
         return evaluate(given.config, given.workdir, given.against)
     if not given.against:
@@ -56,9 +63,11 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     extracted = Extracted(generate.make_folder(workdir / "evaluations") / how, protocol, tuple(data.shape), shown)
     extract(extracted, function, sampled(config, run.parts, run.params, run.weak), settings.num, settings.batch_size, "samples")
 
+    bits = bits_per_dim(config, run.parts, run.params) if settings.bits_per_dim else {}  # by all processes, as the samples
+    if not primary():
+        return extracted.folder
     report = scores(extracted, settings.num, reference, settings.replicates, settings.subsets)
-    if settings.bits_per_dim:
-        report["bits_per_dim"] = bits_per_dim(config, run.parts, run.params)
+    report |= {"bits_per_dim": bits} if bits else {}
     images, folder = extracted.images.array(min(shown, settings.num)), extracted.folder
     pictures.save(folder / "samples.png", generate.grid(config, images[:GRID] / 127.5 - 1.0))
     if settings.memorised:
@@ -87,6 +96,8 @@ def compare(config: Config, workdir: pathlib.Path, images: str, against: str, da
     reference = references.reference(against, data, function, settings.batch_size)
     extracted, count = references.extracted(samples, function), len(samples.source)
     extract(extracted, function, samples.images, count, settings.batch_size, f"{function.name} of {images}")
+    if not primary():
+        return extracted.folder
     report = scores(extracted, count, reference, settings.replicates, settings.subsets)
     report["protocol"] = {"images": samples.record, "features": function.record} | surroundings(count)
     report["protocol"] |= {"reference": reference.statistics.record, "reference_count": reference.statistics.count}
@@ -110,7 +121,8 @@ def make_score(config: Config) -> Callable:
             extracted = Extracted(pathlib.Path(folder), {}, tuple(data.shape))
             samples = lambda index: pictures.to_uint8(draw(params, index))
             extract(extracted, function, samples, settings.every_num, settings.batch_size, "evaluation")
-            found = scalars(scores(extracted, settings.every_num, known[0], replicates=0, subsets=settings.subsets))
+            found = scores(extracted, settings.every_num, known[0], 0, settings.subsets) if primary() else {}
+        found = scalars(found)
         return {f"evaluation/{name}": value for name, value in found.items()}
 
     return score

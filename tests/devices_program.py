@@ -10,7 +10,7 @@ import optax
 sys.path.insert(0, sys.argv[1])
 from diffusion_jax import losses, predictions, schedules, timesteps  # noqa: E402
 from diffusion_jax.errors import UserError  # noqa: E402
-from diffusion_jax.training.parallel import AXIS, check_batch, map_examples, place, replicated_step  # noqa: E402
+from diffusion_jax.training.parallel import AXIS, check_batch, layout, make_take_steps, map_examples, place  # noqa: E402
 from diffusion_jax.training.state import init_state, warmed_up_ema  # noqa: E402
 from diffusion_jax.training.step import make_loss_fn, make_train_step  # noqa: E402
 
@@ -41,7 +41,7 @@ plain, step = init_state(fresh(), optimizer, distribution.init()), jax.jit(make(
 for batch in batches:
     plain, plain_metrics = step(plain, key, batch)
 for steps_per_call, accumulation in ((1, 1), (2, 1), (1, 2)):
-    run = replicated_step(make(axis_name=AXIS, accumulation=accumulation), steps_per_call)
+    run = make_take_steps(layout(), make(axis_name=AXIS, accumulation=accumulation), None, steps_per_call)
     state = place(init_state(fresh(), optimizer, distribution.init()))
     for i in range(0, 4, steps_per_call):
         state, metrics = run(state, key, jax.tree.map(lambda *a: np.stack(a), *batches[i : i + steps_per_call]))

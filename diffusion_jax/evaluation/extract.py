@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.features import KINDS, Features
 from diffusion_jax.generate import make_folder
 from diffusion_jax.training.checkpoint import write_text
-from diffusion_jax.training.parallel import equal_batches
+from diffusion_jax.training.parallel import agreed, equal_batches, primary
 
 
 class Rows:
@@ -42,11 +43,16 @@ class Rows:
 
 
 class Extracted:
-    """The features of images 0, 1, 2 ... of one set in a folder, and the first `pictured` images themselves."""
+    """The features of images 0, 1, 2 ... of one set in a folder, and the first `pictured` images themselves.
+
+    All processes of a run make them together; those but the first keep what they have made in a folder of their own, for now.
+    """
 
     def __init__(self, folder: pathlib.Path, record: dict, image_shape: tuple[int, ...], pictured: int = 0):
         """record: what the features are of; kept in the folder, for people."""
-        self.folder, self.pictured, self.layout_file = make_folder(folder), pictured, folder / "layout.json"
+        self.scratch = None if primary() else tempfile.TemporaryDirectory()  # process 0 keeps what all have made
+        folder = pathlib.Path(self.scratch.name) if self.scratch else make_folder(folder)
+        self.folder, self.pictured, self.layout_file = folder, pictured, folder / "layout.json"
         write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
         self.images = Rows(folder / "images.u1", image_shape, "u1")
         self.layout: dict[str, int] = json.loads(self.layout_file.read_text()) if self.layout_file.is_file() else {}
@@ -90,11 +96,10 @@ def extract(
 
     images_of: numbers [b] -> uint8 [b, H, W, C]. Memory is that of a batch.
     """
-    done = len(extracted)
-    if len(extracted.images) < min(done, extracted.pictured):  # fewer were wanted before: the missing are made again
-        first = len(extracted.images)
-        for index, kept in equal_batches(min(done, extracted.pictured) - first, batch_size):
-            extracted.images.append(images_of(first + index)[:kept])
+    done, pictured = agreed(len(extracted)), agreed(len(extracted.images))
+    if pictured < min(done, extracted.pictured):  # fewer were wanted before: the missing are made again
+        for index, kept in equal_batches(min(done, extracted.pictured) - pictured, batch_size):
+            extracted.images.append(images_of(pictured + index)[:kept])
     extracted.images.keep(done)  # one batch may have its images and no features
     with tqdm.tqdm(total=count, initial=min(done, count), unit="image", desc=description, disable=done >= count) as bar:
         for index, kept in equal_batches(max(count - done, 0), min(batch_size, count)):

@@ -18,6 +18,7 @@ from diffusion_jax.evaluation import frechet
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.features import Features
 from diffusion_jax.evaluation.frechet import Statistics
+from diffusion_jax.training.parallel import agreed, primary
 
 PROBED = 1000  # images at most whose pixels are part of a set's fingerprint
 ROWS = 10_000  # of features, drawn at random, that are kept of a reference
@@ -92,27 +93,34 @@ def extracted(images: ImageSet, features: Features) -> Extracted:
 
 
 def reference(name: str, data: Data | None, features: Features, batch_size: int, say: Callable = print) -> Reference:
-    """The reference of that name: an image set's, computed once, or a file of statistics (ours, or `mu` and `sigma`)."""
+    """The reference of that name: an image set's, computed once, or a file of statistics (ours, or `mu` and `sigma`).
+
+    Of several processes, which compute it together, the first has it.
+    """
     path = pathlib.Path(name).expanduser()
     if path.suffix == ".npz" and path.is_file() and holds_statistics(path):
         return read(path)
     images = image_set(name, data)
     place = extracted(images, features)
     file = place.folder / "statistics.npz"
-    if not file.is_file():
-        count = len(images.source)
-        extract(place, features, images.images, count, batch_size, f"{features.name} of {name}")
-        chosen = np.sort(np.random.default_rng(0).permutation(count)[:ROWS])
-        for kind, target in (("spatial", file.with_name("spatial.npz")), ("features", file)):
-            rows = place.get(kind, count)
-            if rows is None:
-                continue
-            if kind == "features":
-                np.save(file.with_name("rows.npy"), rows[chosen])
-            frechet.save(target, frechet.of_rows(rows, images.record | features.record))
-        place.remove()
-        say(f"reference: {file}")
-    return read(file)
+    if not agreed(file.is_file()):
+        extract(place, features, images.images, len(images.source), batch_size, f"{features.name} of {name}")
+        if primary():
+            keep(place, file, images.record | features.record)
+            say(f"reference: {file}")
+    return read(file) if primary() else Reference(Statistics(np.zeros(0), np.zeros((0, 0)), 0), None, None)
+
+
+def keep(place: Extracted, file: pathlib.Path, record: dict) -> None:
+    """Writes the statistics, and beside them the spatial ones and some rows, of all features, and deletes these."""
+    count = len(place)
+    spatial, rows = place.get("spatial", count), place.get("features", count)
+    if spatial is not None:
+        frechet.save(file.with_name("spatial.npz"), frechet.of_rows(spatial, record))
+    if rows is not None:
+        np.save(file.with_name("rows.npy"), rows[np.sort(np.random.default_rng(0).permutation(count)[:ROWS])])
+        frechet.save(file, frechet.of_rows(rows, record))
+    place.remove()
 
 
 def holds_statistics(path: pathlib.Path) -> bool:

@@ -74,12 +74,15 @@ class Checkpoints:
             self.manager.wait_until_finished()
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The newest checkpoint, in the shapes and types of `like`, on the first device. UserError where it is damaged."""
+        """The newest checkpoint, in the shapes and types of `like`, where `like` says, else on the first device.
+
+        Raises UserError where it is damaged.
+        """
         step = self.latest()
         if step is None:
             raise UserError(f"no checkpoint in {self.folder}; train first")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), like)
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or here), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore())
         try:
             restored = self.manager.restore(step, args=args)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -15,21 +16,27 @@ from diffusion_jax.training.checkpoint import write_text
 class RunLog:
     """The records of a workdir. On resumption, whatever lies beyond the restored step is taken back."""
 
-    def __init__(self, workdir: pathlib.Path, step: int, num_steps: int, batch_size: int):
-        self.path, self.batch_size = workdir / "metrics.jsonl", batch_size
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.metrics = self.path.open("a", buffering=1)
-        self.text = (workdir / "log.txt").open("a", buffering=1)
-        self.events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    def __init__(self, workdir: pathlib.Path, step: int, num_steps: int, batch_size: int, silent: bool = False):
+        """silent: writes and says nothing, on the processes of a run but the first."""
+        self.silent, self.batch_size = silent, batch_size
+        metrics, text = (pathlib.Path(os.devnull) if silent else workdir / name for name in ("metrics.jsonl", "log.txt"))
+        if not silent:
+            kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+            write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        self.metrics, self.text = metrics.open("a", buffering=1), text.open("a", buffering=1)
+        folder = str(workdir / "tensorboard")
+        self.events = tensorboardX.SummaryWriter(folder, purge_step=step + 1, write_to_disk=not silent)
         interval = 0.2 if sys.stderr.isatty() else 10.0
-        self.bar = tqdm.tqdm(total=num_steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True)
+        self.bar = tqdm.tqdm(
+            total=num_steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True, disable=silent
+        )
         self.clock, self.clock_step = time.perf_counter(), step
 
     def say(self, message: str) -> None:
         """A line for the screen and for log.txt."""
         self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
-        tqdm.tqdm.write(message, file=sys.stdout)
+        if not self.silent:
+            tqdm.tqdm.write(message, file=sys.stdout)
 
     def restart_clock(self, step: int) -> None:
         """Leaves the time since the last line out of images/s."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax import generate, pictures, plots, timesteps
 from diffusion_jax.build import Parts, build, check_trains
-from diffusion_jax.config import Config
+from diffusion_jax.config import Config, choose
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
 from diffusion_jax.evaluate import make_score
@@ -19,7 +19,20 @@ from diffusion_jax.sampling import make_generate
 from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
-from diffusion_jax.training.parallel import AXIS, check_batch, place, replicated_step
+from diffusion_jax.training.parallel import (
+    AXIS,
+    KINDS,
+    check_batch,
+    initial,
+    layout,
+    make_take_steps,
+    preempted,
+    primary,
+    process,
+    start,
+    together,
+    wait_for_all,
+)
 from diffusion_jax.training.state import TrainState, warmed_up_ema
 from diffusion_jax.training.step import make_loss_fn, make_train_step
 
@@ -46,6 +59,13 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     Raises UserError for bad input and where the loss or the gradient is no longer finite, Interrupted after SIGTERM or
     Ctrl-C, both with the last checkpoint whole.
     """
+    start()
+    with together():
+        return train_together(config, workdir)
+
+
+def train_together(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """`train`, on each of the processes."""
     settings = config.training
     run, state = begin(config, workdir)
     step, pending = int(state.step), None
@@ -65,7 +85,8 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
                 last = step >= settings.num_steps
                 intervals = (settings.eval_every, settings.sample_every, config.evaluation.every, settings.checkpoint_every)
                 evaluates, draws, scores, saves = (every > 0 and (last or step % every == 0) for every in intervals)
-                if evaluates or draws or scores or saves or last or signals.number:
+                stops = signals.number or preempted(step) and signal.SIGTERM
+                if evaluates or draws or scores or saves or last or stops:
                     record(run, *pending)  # before saving: no checkpoint holds what is not finite
                     pending = None
                     if evaluates:
@@ -74,11 +95,11 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
                         draw_picture(run, state)
                     if scores:
                         run.log.write(step, run.score(run.draw, state.ema_params if config.sampling.ema else state.params))
-                    if saves or signals.number:  # last, so that a run resumed from here lacks nothing of this step
-                        save(run, state, wait=last or bool(signals.number))
-                    if signals.number:
+                    if saves or stops:  # last, so that a run resumed from here lacks nothing of this step
+                        save(run, state, wait=last or bool(stops))
+                    if stops:
                         run.log.say(f"stopped and saved at step {step}; the same command goes on from here")
-                        raise Interrupted(signals.number)
+                        raise Interrupted(stops)
             return finish(run, state)
         finally:
             run.checkpoints.close()
@@ -89,10 +110,12 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad input leaves no trace."""
     settings, parts = config.training, build(config)
     check_trains(config)
+    lay = layout(choose(KINDS, settings.parallel, "training.parallel"), settings.fsdp)
     check_batch(settings.batch_size, settings.accumulation_steps)
     data = config.data
     source = sources.load(data, data.train_split)
-    batches = pipeline.training_batches(source, settings.batch_size, config.seed, data.flip)
+    number, processes = process()
+    batches = pipeline.training_batches(source, settings.batch_size, config.seed, data.flip, number, processes)
     loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss)
     if settings.eval_every:  # with all labels, and the images as they are
         held_out = sources.load(data, data.eval_split)
@@ -103,40 +126,44 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     else:
         evaluate = lambda params: float("nan")
     step_fn = make_train_step(
-        make_loss_fn(parts.apply_fn, parts.schedule, parts.loss, settings.label_dropout, data.num_classes, data.augment),
+        lay.gathered(
+            make_loss_fn(parts.apply_fn, parts.schedule, parts.loss, settings.label_dropout, data.num_classes, data.augment)
+        ),
         parts.optimizer,
         warmed_up_ema(settings.ema_decay),
         parts.timesteps,
         (parts.schedule.t_min, parts.schedule.t_max),
-        axis_name=AXIS,
+        axis_name=AXIS if lay.pmapped else None,
         accumulation=settings.accumulation_steps,
+        spread=lambda a: a if lay.pmapped else jax.lax.with_sharding_constraint(a, lay.examples(1)),
     )
     draw = make_generate(config, parts, weak=generate.weak_params(config))
     score = make_score(config) if config.evaluation.every else lambda draw, params: {}
 
-    open_workdir(workdir, config)
+    if primary():
+        open_workdir(workdir, config)
+    wait_for_all("workdir")
     checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
     init_key, key = jax.random.split(jax.random.key(config.seed))
+    where = lay.state(jax.eval_shape(parts.init_state, init_key))
     if checkpoints.latest() is None:
-        state = parts.init_state(init_key)
+        state = initial(parts.init_state, init_key, where)
     else:
-        state, extra = checkpoints.restore(jax.eval_shape(parts.init_state, init_key))
+        state, extra = checkpoints.restore(where)
         key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32))
         if "data" in extra:  # a run made of imported weights has read none yet
             batches.set_state(extra["data"])
-    state = place(state)
-
-    for folder in ("samples", "plots"):
-        (workdir / folder).mkdir(exist_ok=True)
-    plots.schedule(workdir / "plots" / "schedule.png", parts.schedule, parts.betas, config.diffusion.schedule)
     step = int(state.step)
-    log = RunLog(workdir, step, settings.num_steps, settings.batch_size)
+    log = RunLog(workdir, step, settings.num_steps, settings.batch_size, silent=not primary())
+    if primary():
+        for folder in ("samples", "plots"):
+            (workdir / folder).mkdir(exist_ok=True)
+        plots.schedule(workdir / "plots" / "schedule.png", parts.schedule, parts.betas, config.diffusion.schedule)
     parameters = sum(a.size for a in jax.tree.leaves(state.params))
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {devices}")
+    log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {lay}")
     for note in getattr(source, "notes", ()):
         log.say(f"note: {note}")
-    take_steps = replicated_step(step_fn, settings.steps_per_call)
+    take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
     return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, score, checkpoints, log), state
 
 
@@ -180,6 +207,8 @@ def draw_picture(run: Run, state: TrainState) -> None:
     count = min(run.config.sampling.num, 100)
     params = state.ema_params if run.config.sampling.ema else state.params
     images = generate.draw(run.draw, params, count, run.config.sampling.batch_size)
+    if not primary():
+        return
     picture = generate.grid(run.config, images)
     pictures.save(picture_path(run, state), picture)
     run.log.picture("samples", picture, int(state.step))
@@ -187,6 +216,7 @@ def draw_picture(run: Run, state: TrainState) -> None:
 
 
 def finish(run: Run, state: TrainState) -> pathlib.Path:
+    wait_for_all("finish")
     if not picture_path(run, state).exists():  # the run was complete, but stopped before its picture
         draw_picture(run, state)
     run.log.bar.close()
@@ -204,7 +234,9 @@ class Signals:
             self.number = number
             signal.signal(number, self.before[number])
 
-        self.before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+        alone = process()[1] == 1  # else JAX listens to SIGTERM, and `preempted` tells all processes alike
+        numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
+        self.before = {number: signal.signal(number, handler) for number in numbers}
         return self
 
     def __exit__(self, *exception):

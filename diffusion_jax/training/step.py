@@ -56,13 +56,14 @@ def make_train_step(
     *,
     axis_name: str | None = None,
     accumulation: int = 1,
+    spread: Callable = lambda tree: tree,
 ) -> Callable:
     """step(state, key, batch) -> (state, metrics): one optimizer step and one EMA step on a batch.
 
     loss_fn: (params, keys [b], batch, t [b], dropout_key) -> losses [b]. ema: step -> decay. t_range: the least and the
     largest t, for the loss by quartile of t. accumulation: gradients of that many equal parts of the batch are summed one
     after the other, with the result of the whole batch. Under pmap, axis_name names the axis and the batch is this
-    device's share.
+    device's share. spread: of a mesh, puts arrays [accumulation, b, ...] of an accumulated batch on all devices again.
 
     Example number i of the whole batch meets the same t and the same noise, those of state.step and i, on any number of
     devices and in any number of parts; dropout alone depends on these. Metrics are float32 scalars; a quartile that no
@@ -95,7 +96,7 @@ def make_train_step(
         if accumulation == 1:
             (_, losses), gradients = gradient(state.params, keys, batch, t, weights, dropout_key)
         else:
-            split = lambda a: a.reshape((accumulation, size // accumulation) + a.shape[1:])
+            split = lambda a: spread(a.reshape((accumulation, size // accumulation) + a.shape[1:]))
             parts = (*jax.tree.map(split, (keys, batch, t, weights)), jax.random.split(dropout_key, accumulation))
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             total, losses = jax.lax.scan(accumulate, zeros, parts, unroll=unroll(accumulation))

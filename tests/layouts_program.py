@@ -1,0 +1,41 @@
+"""Run by test_parallel.py: trains the tiny run for five steps on the devices and processes that there are, in given layouts.
+
+    python layouts_program.py FOLDER NAME:PARALLEL:FSDP ...
+
+Writes FOLDER/NAME.npz: the parameters, and 16 samples drawn on all devices. Process 0 alone writes.
+"""
+
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
+from tiny import tiny_config  # noqa: E402
+
+from diffusion_jax.build import build  # noqa: E402
+from diffusion_jax.generate import restore_params  # noqa: E402
+from diffusion_jax.sampling import make_generate  # noqa: E402
+from diffusion_jax.training import loop, parallel  # noqa: E402
+
+parallel.start()
+folder = pathlib.Path(sys.argv[1])
+for words in sys.argv[2:]:
+    name, kind, fsdp = words.split(":")
+    config = tiny_config(num_steps=5, batch_size=16, parallel=kind, fsdp=int(fsdp), eval_every=0, checkpoint_every=5)
+    config.model.dropout, config.sampling.num = 0.0, 16
+    loop.train(config, folder / name)
+    parts = build(config)
+    params, step = restore_params(config, parts, folder / name, ema=False)
+    samples = make_generate(config, parts)(params, np.arange(16))
+    lay = parallel.layout(kind, int(fsdp))
+    state = parallel.initial(
+        parts.init_state, jax.random.key(0), lay.state(jax.eval_shape(parts.init_state, jax.random.key(0)))
+    )
+    held = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(state))
+    if parallel.primary():
+        leaves = {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(params)}
+        np.savez(folder / f"{name}.npz", samples=samples, held=held, **leaves)
+os._exit(0) if jax.process_count() == 1 else jax.distributed.shutdown()
