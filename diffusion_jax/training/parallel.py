@@ -41,7 +41,7 @@ def start() -> None:
         return
     address, named = os.environ.get("JAX_COORDINATOR_ADDRESS"), ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     found = {name: os.environ[name] for name in named if name in os.environ}
-    sizes = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    sizes = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     if found and address:
         if len(found) < 2 or not all(value.isdecimal() for value in found.values()):
             raise UserError(f"JAX_COORDINATOR_ADDRESS needs {named[0]} and {named[1]}, whole numbers, beside it")
@@ -49,8 +49,11 @@ def start() -> None:
         if process >= number:
             raise UserError(f"JAX_PROCESS_ID={process} must be below JAX_NUM_PROCESSES={number}")
         jax.distributed.initialize(address, number, process)
-    elif any(size.isdecimal() and int(size) > 1 for size in sizes) or importlib.util.find_spec("libtpu"):
+    elif any(size.isdecimal() and int(size) > 1 for size in sizes):
         jax.distributed.initialize()
+    elif importlib.util.find_spec("libtpu"):
+        with contextlib.suppress(ValueError):  # there is the library, but no TPU
+            jax.distributed.initialize()
     if jax.process_count() > 1:
         atexit.register(ENDED.set)
         threading.Thread(target=_end_with_the_others, daemon=True).start()
