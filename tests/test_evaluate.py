@@ -359,3 +359,51 @@ def test_a_run_is_opened_as_sample_opens_it(workdir):
     config = configs.load(workdir / "config.json")
     opened = generate.open_run(config, workdir, "")
     assert opened.step == 4 and opened.weak is None
+
+
+CONCURRENT = """
+import pathlib, sys, time
+import numpy as np
+from diffusion_jax.evaluation import extract, features
+
+def images_of(index):
+    time.sleep(0.05)
+    return np.broadcast_to(index.astype(np.uint8)[:, None, None, None], (len(index), 2, 2, 1))
+
+pixels = features.load("pixels")
+print("ready", flush=True)
+sys.stdin.readline()
+place = extract.Extracted(pathlib.Path(sys.argv[1]), {}, (2, 2, 1))
+extract.extract(place, pixels, images_of, 40, 2, "")
+"""
+
+
+def test_two_processes_at_once_make_each_row_once(tmp_path):
+    command = [sys.executable, "-c", CONCURRENT, str(tmp_path / "set")]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": ROOT}
+    both = [subprocess.Popen(command, **options) for _ in range(2)]
+    for process in both:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = "".join(process.communicate()[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0] and "waiting for another process" in said
+    rows = np.fromfile(tmp_path / "set" / "features.f4", "<f4").reshape(-1, 4)
+    np.testing.assert_allclose(rows[:, 0] * 255, np.arange(40), atol=1e-4)
+
+
+def test_rows_of_no_known_layout_are_made_again(tmp_path):
+    """layout.json was lost: what the rows before are of, nobody knows."""
+    (tmp_path / "features.f4").write_bytes(bytes(4 * 16 * 3))
+    place = extract.extract(
+        Extracted(tmp_path, {}, (2, 2, 1)),
+        features.load("pixels"),
+        lambda i: np.full((len(i), 2, 2, 1), 255, np.uint8),
+        5,
+        5,
+        "",
+    )
+    np.testing.assert_array_equal(np.asarray(place.get("features", 5)), 1.0)
+    assert (tmp_path / "features.f4").stat().st_size == 5 * 4 * 4

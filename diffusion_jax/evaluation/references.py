@@ -84,11 +84,16 @@ def fingerprint(source) -> str:
     return found.hexdigest()[:32]
 
 
-def extracted(images: ImageSet, features: Features) -> Extracted:
-    """The place of the set's features."""
+def place(images: ImageSet, features: Features) -> pathlib.Path:
+    """The folder of what is computed of the set."""
     record = images.record | features.record
     called = f"{record['images']}-{record['split']}-{record['count']}-{features.name}-{key(record)}"
-    return Extracted(scan.memory("features") / re.sub(r"[^\w.-]+", "_", called), record, images.source[0]["image"].shape)
+    return scan.memory("features") / re.sub(r"[^\w.-]+", "_", called)
+
+
+def extracted(images: ImageSet, features: Features) -> Extracted:
+    """The set's features, in their place."""
+    return Extracted(place(images, features), images.record | features.record, images.source[0]["image"].shape)
 
 
 def reference(name: str, data: Data | None, features: Features, batch_size: int, say: Callable = print) -> Reference:
@@ -97,22 +102,30 @@ def reference(name: str, data: Data | None, features: Features, batch_size: int,
     if path.suffix == ".npz" and path.is_file() and holds_statistics(path):
         return read(path)
     images = image_set(name, data)
-    place = extracted(images, features)
-    file = place.folder / "statistics.npz"
+    file = place(images, features) / "statistics.npz"
     if not file.is_file():
-        count = len(images.source)
-        extract(place, features, images.images, count, batch_size, f"{features.name} of {name}")
-        chosen = np.sort(np.random.default_rng(0).permutation(count)[:ROWS])
-        for kind, target in (("spatial", file.with_name("spatial.npz")), ("features", file)):
-            rows = place.get(kind, count)
-            if rows is None:
-                continue
-            if kind == "features":
-                np.save(file.with_name("rows.npy"), rows[chosen])
-            frechet.save(target, frechet.of_rows(rows, images.record | features.record))
-        place.remove()
-        say(f"reference: {file}")
+        made = extracted(images, features)
+        if not file.is_file():  # another process may just have written it
+            compute(images, made, features, batch_size, file, f"{features.name} of {name}")
+            say(f"reference: {file}")
     return read(file)
+
+
+def compute(
+    images: ImageSet, made: Extracted, features: Features, batch_size: int, file: pathlib.Path, description: str
+) -> None:
+    """Writes the statistics of the set, last, and what `read` finds beside them; the features themselves are deleted."""
+    count = len(images.source)
+    extract(made, features, images.images, count, batch_size, description)
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[:ROWS])
+    for kind, target in (("spatial", file.with_name("spatial.npz")), ("features", file)):
+        rows = made.get(kind, count)
+        if rows is None:
+            continue
+        if kind == "features":
+            np.save(file.with_name("rows.npy"), rows[chosen])
+        frechet.save(target, frechet.of_rows(rows, images.record | features.record))
+    made.remove()
 
 
 def holds_statistics(path: pathlib.Path) -> bool:
