@@ -397,13 +397,48 @@ def test_two_processes_at_once_make_each_row_once(tmp_path):
 def test_rows_of_no_known_layout_are_made_again(tmp_path):
     """layout.json was lost: what the rows before are of, nobody knows."""
     (tmp_path / "features.f4").write_bytes(bytes(4 * 16 * 3))
-    place = extract.extract(
-        Extracted(tmp_path, {}, (2, 2, 1)),
-        features.load("pixels"),
-        lambda i: np.full((len(i), 2, 2, 1), 255, np.uint8),
-        5,
-        5,
-        "",
-    )
+    white = lambda index: np.full((len(index), 2, 2, 1), 255, np.uint8)
+    place = extract.extract(Extracted(tmp_path, {}, (2, 2, 1)), features.load("pixels"), white, 5, 5, "")
     np.testing.assert_array_equal(np.asarray(place.get("features", 5)), 1.0)
     assert (tmp_path / "features.f4").stat().st_size == 5 * 4 * 4
+
+
+def damaged(folder):
+    """name -> a file that is no reference for 8 x 8 digits by their pixels, and what is said of it."""
+    images, eye, nan = sources.digits("train").images[:20], np.eye(64), np.full(64, np.nan)
+    np.savez(folder / "empty.npz", images=images[:0])
+    np.savez(folder / "whole.npz", images=images)
+    (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
+    (folder / "nothing.npz").write_bytes(b"")
+    np.savez(folder / "nan.npz", mu=nan, sigma=eye)
+    np.savez(folder / "negative.npz", mu=np.zeros(64), sigma=-eye)
+    np.savez(folder / "skew.npz", mu=np.zeros(64), sigma=np.triu(np.ones((64, 64))))
+    other = features.load("digits").record
+    frechet.save(folder / "other.npz", frechet.Statistics(np.zeros(64), eye, 20, other))  # 64 features, too
+    return {
+        "empty": "holds no images",
+        "cut": "holds no arrays",
+        "nothing": "holds no arrays",
+        "nan": "not all its numbers are finite",
+        "negative": "its covariance is none",
+        "skew": "its covariance is none",
+        "other": f"statistics of different weights don't compare: {other['weights']} and none",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a damaged file open
+def test_a_file_that_is_no_reference_is_named(workdir, tmp_path):
+    for name, message in damaged(tmp_path).items():
+        with pytest.raises(UserError, match=message):
+            run(workdir, flags=["--against", tmp_path / f"{name}.npz"])
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, sources.digits("train").images[:20])  # the name of an archive
+    run(workdir, flags=["--against", tmp_path / "array.npz"])
+
+
+def test_others_statistics_are_known_by_their_bytes(tmp_path):
+    records = []
+    for i in range(2):
+        np.savez(tmp_path / "theirs.npz", mu=np.full(64, i), sigma=np.eye(64))
+        records.append(references.reference(str(tmp_path / "theirs.npz"), None, features.load("pixels"), 4).statistics.record)
+    assert records[0]["statistics"] == "theirs.npz" and records[0] != records[1]

@@ -3,6 +3,7 @@
 What was computed of a set lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/features/<set, features, hash of both>.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 import re
@@ -54,6 +55,8 @@ def image_set(name: str, data: Data | None) -> ImageSet:
         record = {"images": path.resolve().name, "split": "all", "shape": list(shape), "resize": resize}
     elif path.is_file():
         source = sources.arrays("all", str(path))
+        if len(source) == 0:
+            raise UserError(f"{path} holds no images: its array is empty")
         record = {"images": path.name, "split": "all", "shape": list(source[0]["image"].shape)}
     elif data is None or "/" in name or path.suffix:
         splits = "" if data is None else ", nor a split of the run's data"
@@ -100,7 +103,9 @@ def reference(name: str, data: Data | None, features: Features, batch_size: int,
     """The reference of that name: an image set's, computed once, or a file of statistics (ours, or `mu` and `sigma`)."""
     path = pathlib.Path(name).expanduser()
     if path.suffix == ".npz" and path.is_file() and holds_statistics(path):
-        return read(path)
+        found = read(path)
+        frechet.check_same(found.statistics.record, features.record)
+        return found
     images = image_set(name, data)
     file = place(images, features) / "statistics.npz"
     if not file.is_file():
@@ -130,18 +135,21 @@ def compute(
 
 def holds_statistics(path: pathlib.Path) -> bool:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             return {"mu", "sigma"} <= set(file.files) or {"mean", "covariance"} <= set(file.files)
-    except (OSError, ValueError):
+    except Exception:  # a damaged file has many ways to fail; whoever reads its images says which
         return False
 
 
 def read(path: pathlib.Path) -> Reference:
-    """A file of statistics, with what lies beside one that was made here."""
+    """A file of statistics, with what lies beside one that was made here. One without a record is known by its bytes."""
     spatial, rows = path.with_name("spatial.npz"), path.with_name("rows.npy")
-    own = path.name == "statistics.npz"
+    own, statistics = path.name == "statistics.npz", frechet.load(path)
+    if not statistics.record:
+        record = {"statistics": path.name, "fingerprint": hashlib.sha256(path.read_bytes()).hexdigest()[:32]}
+        statistics = dataclasses.replace(statistics, record=record)
     return Reference(
-        frechet.load(path),
+        statistics,
         frechet.load(spatial) if own and spatial.is_file() else None,
         np.load(rows) if own and rows.is_file() else None,
     )
