@@ -1,6 +1,8 @@
 """The command `evaluate`: figures that SciPy confirms on the very samples, resumption, memory, any two sets of images."""
 
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -442,3 +444,66 @@ def test_others_statistics_are_known_by_their_bytes(tmp_path):
         np.savez(tmp_path / "theirs.npz", mu=np.full(64, i), sigma=np.eye(64))
         records.append(references.reference(str(tmp_path / "theirs.npz"), None, features.load("pixels"), 4).statistics.record)
     assert records[0]["statistics"] == "theirs.npz" and records[0] != records[1]
+
+
+def test_reports_against_two_references_lie_side_by_side(workdir):
+    run(workdir, flags=["--config.sampling.seed=11"])
+    (folder,) = workdir.glob("evaluations/*seed11*")
+    own = (folder / "report-40.json").read_bytes()
+    run(workdir, flags=["--config.sampling.seed=11", "--against", "test"])
+    (other,) = folder.glob("report-40-against-*.json")
+    assert json.loads(other.read_text())["protocol"]["reference"]["split"] == "test"
+    assert (folder / "report-40.json").read_bytes() == own
+
+
+def test_bits_per_dim_are_those_of_the_parameters_that_draw(workdir):
+    run(workdir, "bits_per_dim=1", flags=["--config.sampling.seed=12", "--config.sampling.ema=false"])
+    (file,) = workdir.glob("evaluations/*raw-seed12*/report-40.json")
+    found = json.loads(file.read_text())
+    assert found["protocol"]["ema"] is found["bits_per_dim"]["likelihood"]["ema"] is False
+    assert found["bits_per_dim"]["ode"]["standard_error"] is None
+
+
+def test_samples_of_another_weaker_run_are_other_samples(workdir, tmp_path, monkeypatch):
+    """The folder of sampling.weak is the same, its parameters are not."""
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for seed in (1, 2):
+        config = tiny_config(num_steps=1)
+        config.seed = seed
+        shutil.rmtree("weak", ignore_errors=True)
+        loop.train(config, pathlib.Path("weak"))
+        run(workdir, flags=["--config.sampling.seed=13", "--config.sampling.weak=weak", "--config.sampling.guidance=1"])
+        folders.append(len(list(workdir.glob("evaluations/*seed13*"))))
+    assert folders == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "message"),
+    [
+        (("bits_per_dim=2",), ("--config.likelihood.split=validation",), "splits train and test"),
+        (("bits_per_dim=2",), ("--config.likelihood.steps=many",), "many"),
+        (("replicates=1",), (), "replicates must be 0 or at least 2"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_samples_are_drawn(workdir, monkeypatch, settings, flags, message):
+    monkeypatch.setattr(evaluate, "sampled", lambda *arguments: pytest.fail("samples are drawn"))
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        run(workdir, *settings, flags=["--config.sampling.seed=14", *flags])
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_what_cannot_be_written_is_named(workdir, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(references, "image_set", lambda *arguments: pytest.fail("images are read"))
+    with pytest.raises(UserError, match="cannot be written: .*file is no folder"):
+        run(tmp_path / "file" / "out", flags=["--images", "a", "--against", "b"])
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(extract.Rows, "append", full)
+    with pytest.raises(UserError, match="cannot be read or written: No space left on device"):
+        run(workdir, flags=["--config.sampling.seed=15"])
