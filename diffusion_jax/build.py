@@ -165,6 +165,8 @@ def check_ranges(config: Config) -> None:
     choose(folder.UNREADABLE, data.unreadable, "data.unreadable")
     if len(config.model.channel_mult) < 1 or min(config.model.channel_mult) < 1:
         raise UserError(f"config.model.channel_mult needs one number of at least 1 a level, not {config.model.channel_mult}")
+    if config.evaluation.replicates == 1:
+        raise UserError("config.evaluation.replicates must be 0 or at least 2: one has no spread")
     for name in ("num", "every_num"):
         if getattr(config.evaluation, name) < 10:
             raise UserError(f"config.evaluation.{name} must be at least 10, not {getattr(config.evaluation, name)}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -37,12 +38,15 @@ def command(given: Given) -> pathlib.Path:
 
 
 def chosen(given: Given) -> pathlib.Path:
-    if not given.images:
-        return evaluate(given.config, given.workdir, given.against)
-    if not given.against:
+    if given.images and not given.against:
         raise UserError("--against is missing: the folder, file or split that the images are compared with")
-    data = given.config.data if given.configured else None
-    return compare(given.config, given.workdir, given.images, given.against, data)
+    try:
+        if not given.images:
+            return evaluate(given.config, given.workdir, given.against)
+        data = given.config.data if given.configured else None
+        return compare(given.config, given.workdir, given.images, given.against, data)
+    except OSError as error:  # a full disk, a folder that is not ours; what is there stays
+        raise UserError(f"{error.filename or given.workdir} cannot be read or written: {error.strerror or error}") from error
 
 
 def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathlib.Path:
@@ -53,11 +57,13 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     """
     settings, data = config.evaluation, config.data
     run = generate.open_run(config, workdir, "evaluate takes only config.sampling, .evaluation and .likelihood settings")
+    check_measures(config, run.parts)
+    check_writable(workdir / "evaluations")
     function = features.load(settings.features, settings.weights)
     reference = references.reference(against or data.train_split, data, function, settings.batch_size)
     sampling = {name: value for name, value in dataclasses.asdict(config.sampling).items() if name not in NOT_HOW}
     protocol = {"step": run.step, "ema": config.sampling.ema, "network": fingerprint(run.params), "sampling": sampling}
-    protocol |= {"features": function.record}
+    protocol |= {"features": function.record} | ({"weak": fingerprint(run.weak)} if run.weak is not None else {})
     how = f"{generate.manner(config, run.parts, run.step)}-{function.name}-{key(protocol)}"
     shown = max(GRID, settings.memorised)
     extracted = Extracted(generate.make_folder(workdir / "evaluations") / how, protocol, tuple(data.shape), shown)
@@ -74,7 +80,8 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
         report["memorisation"] = memorised(config, images[: settings.memorised], folder / "memorised.png")
     report["protocol"] = protocol | surroundings(settings.num) | {"reference": reference.statistics.record}
     report["protocol"]["reference_count"] = reference.statistics.count
-    path = write_report(folder / f"report-{settings.num}.json", report)
+    other = "" if against in ("", data.train_split) else f"-against-{key(reference.statistics.record)}"
+    path = write_report(folder / f"report-{settings.num}{other}.json", report)
     with tensorboardX.SummaryWriter(str(workdir / "tensorboard")) as events:
         for name, value in scalars(report).items():
             events.add_scalar(f"evaluation/{name}", value, run.step)
@@ -92,6 +99,7 @@ def compare(config: Config, workdir: pathlib.Path, images: str, against: str, da
     check_ranges(config)
     settings = config.evaluation
     function = features.load(settings.features, settings.weights)
+    check_writable(workdir / "evaluations")
     samples = references.image_set(images, data)
     reference = references.reference(against, data, function, settings.batch_size)
     extracted, count = references.extracted(samples, function), len(samples.source)
@@ -135,8 +143,11 @@ def sampled(config: Config, parts: Parts, params, weak) -> Callable:
 
 
 def bits_per_dim(config: Config, parts: Parts, params) -> dict:
-    """By the variational bound, where the schedule is a table, and by the ODE, of the first held-out examples."""
-    likelihood = dataclasses.replace(config.likelihood, examples=config.evaluation.bits_per_dim)
+    """By the variational bound, where the schedule is a table, and by the ODE, of the first held-out examples.
+
+    params: those that the samples are drawn with.
+    """
+    likelihood = dataclasses.replace(config.likelihood, examples=config.evaluation.bits_per_dim, ema=config.sampling.ema)
     config = dataclasses.replace(config, likelihood=likelihood)
     source, found = sources.load(config.data, likelihood.split), {}
     for method, grid in (("bound", nll.chain(config, parts) if parts.schedule.num_steps else None), ("ode", None)):
@@ -145,6 +156,23 @@ def bits_per_dim(config: Config, parts: Parts, params) -> dict:
         total = nll.measure(config, parts, params, grid, source)["total"]
         found[method] = {"value": float(total.mean()), "standard_error": nll.standard_error(total)}
     return found | {"examples": len(total), "likelihood": dataclasses.asdict(likelihood)}
+
+
+def check_measures(config: Config, parts: Parts) -> None:
+    """Raises UserError for what would be missed only when all samples are drawn."""
+    if config.evaluation.bits_per_dim:
+        sources.load(config.data, config.likelihood.split)
+        if parts.schedule.num_steps:
+            nll.chain(config, parts)
+    if config.evaluation.memorised:
+        sources.load(config.data, config.data.eval_split)
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Raises UserError where the folder could not be made or written. It is not made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written: {there} is {'not writable' if there.is_dir() else 'no folder'}")
 
 
 def memorised(config: Config, samples: np.ndarray, picture: pathlib.Path) -> dict:

@@ -86,7 +86,10 @@ def chain(config: Config, parts: Parts) -> Level:
         raise UserError("config.likelihood.budget needs all terms of the whole table: no steps and no monte_carlo")
     if settings.budget and not 2 <= settings.budget <= config.diffusion.num_steps:
         raise UserError(f"config.likelihood.budget must lie between 2 and {config.diffusion.num_steps}")
-    return grids.respaced(parts.schedule, settings.steps) if settings.steps else grids.uniform(parts.schedule)
+    try:
+        return grids.respaced(parts.schedule, settings.steps) if settings.steps else grids.uniform(parts.schedule)
+    except ValueError as error:
+        raise UserError(f"config.likelihood.steps: {error}") from None
 
 
 def check_table(config: Config, parts: Parts) -> None:

@@ -15,6 +15,7 @@ from experiments import cosine
 def get_config() -> Config:
     config = cosine.get_config()
     config.data = Data(source="tfds", name="imagenet_resized/64x64", shape=(64, 64, 3), num_classes=0, eval_split="validation")
+    config.likelihood.split = "validation"
     config.model.channel_mult = (1, 2, 3, 4)
     config.model.dropout = 0.0
     config.training.num_steps = 1_500_000

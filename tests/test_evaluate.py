@@ -1,6 +1,8 @@
 """The command `evaluate`: figures that SciPy confirms on the very samples, resumption, memory, any two sets of images."""
 
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -359,3 +361,149 @@ def test_a_run_is_opened_as_sample_opens_it(workdir):
     config = configs.load(workdir / "config.json")
     opened = generate.open_run(config, workdir, "")
     assert opened.step == 4 and opened.weak is None
+
+
+CONCURRENT = """
+import pathlib, sys, time
+import numpy as np
+from diffusion_jax.evaluation import extract, features
+
+def images_of(index):
+    time.sleep(0.05)
+    return np.broadcast_to(index.astype(np.uint8)[:, None, None, None], (len(index), 2, 2, 1))
+
+pixels = features.load("pixels")
+print("ready", flush=True)
+sys.stdin.readline()
+place = extract.Extracted(pathlib.Path(sys.argv[1]), {}, (2, 2, 1))
+extract.extract(place, pixels, images_of, 40, 2, "")
+"""
+
+
+def test_two_processes_at_once_make_each_row_once(tmp_path):
+    command = [sys.executable, "-c", CONCURRENT, str(tmp_path / "set")]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": ROOT}
+    both = [subprocess.Popen(command, **options) for _ in range(2)]
+    for process in both:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = "".join(process.communicate()[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0] and "waiting for another process" in said
+    rows = np.fromfile(tmp_path / "set" / "features.f4", "<f4").reshape(-1, 4)
+    np.testing.assert_allclose(rows[:, 0] * 255, np.arange(40), atol=1e-4)
+
+
+def test_rows_of_no_known_layout_are_made_again(tmp_path):
+    """layout.json was lost: what the rows before are of, nobody knows."""
+    (tmp_path / "features.f4").write_bytes(bytes(4 * 16 * 3))
+    white = lambda index: np.full((len(index), 2, 2, 1), 255, np.uint8)
+    place = extract.extract(Extracted(tmp_path, {}, (2, 2, 1)), features.load("pixels"), white, 5, 5, "")
+    np.testing.assert_array_equal(np.asarray(place.get("features", 5)), 1.0)
+    assert (tmp_path / "features.f4").stat().st_size == 5 * 4 * 4
+
+
+def damaged(folder):
+    """name -> a file that is no reference for 8 x 8 digits by their pixels, and what is said of it."""
+    images, eye, nan = sources.digits("train").images[:20], np.eye(64), np.full(64, np.nan)
+    np.savez(folder / "empty.npz", images=images[:0])
+    np.savez(folder / "whole.npz", images=images)
+    (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
+    (folder / "nothing.npz").write_bytes(b"")
+    np.savez(folder / "nan.npz", mu=nan, sigma=eye)
+    np.savez(folder / "negative.npz", mu=np.zeros(64), sigma=-eye)
+    np.savez(folder / "skew.npz", mu=np.zeros(64), sigma=np.triu(np.ones((64, 64))))
+    other = features.load("digits").record
+    frechet.save(folder / "other.npz", frechet.Statistics(np.zeros(64), eye, 20, other))  # 64 features, too
+    return {
+        "empty": "holds no images",
+        "cut": "holds no arrays",
+        "nothing": "holds no arrays",
+        "nan": "not all its numbers are finite",
+        "negative": "its covariance is none",
+        "skew": "its covariance is none",
+        "other": f"statistics of different weights don't compare: {other['weights']} and none",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a damaged file open
+def test_a_file_that_is_no_reference_is_named(workdir, tmp_path):
+    for name, message in damaged(tmp_path).items():
+        with pytest.raises(UserError, match=message):
+            run(workdir, flags=["--against", tmp_path / f"{name}.npz"])
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, sources.digits("train").images[:20])  # the name of an archive
+    run(workdir, flags=["--against", tmp_path / "array.npz"])
+
+
+def test_others_statistics_are_known_by_their_bytes(tmp_path):
+    records = []
+    for i in range(2):
+        np.savez(tmp_path / "theirs.npz", mu=np.full(64, i), sigma=np.eye(64))
+        records.append(references.reference(str(tmp_path / "theirs.npz"), None, features.load("pixels"), 4).statistics.record)
+    assert records[0]["statistics"] == "theirs.npz" and records[0] != records[1]
+
+
+def test_reports_against_two_references_lie_side_by_side(workdir):
+    run(workdir, flags=["--config.sampling.seed=11"])
+    (folder,) = workdir.glob("evaluations/*seed11*")
+    own = (folder / "report-40.json").read_bytes()
+    run(workdir, flags=["--config.sampling.seed=11", "--against", "test"])
+    (other,) = folder.glob("report-40-against-*.json")
+    assert json.loads(other.read_text())["protocol"]["reference"]["split"] == "test"
+    assert (folder / "report-40.json").read_bytes() == own
+
+
+def test_bits_per_dim_are_those_of_the_parameters_that_draw(workdir):
+    run(workdir, "bits_per_dim=1", flags=["--config.sampling.seed=12", "--config.sampling.ema=false"])
+    (file,) = workdir.glob("evaluations/*raw-seed12*/report-40.json")
+    found = json.loads(file.read_text())
+    assert found["protocol"]["ema"] is found["bits_per_dim"]["likelihood"]["ema"] is False
+    assert found["bits_per_dim"]["ode"]["standard_error"] is None
+
+
+def test_samples_of_another_weaker_run_are_other_samples(workdir, tmp_path, monkeypatch):
+    """The folder of sampling.weak is the same, its parameters are not."""
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for seed in (1, 2):
+        config = tiny_config(num_steps=1)
+        config.seed = seed
+        shutil.rmtree("weak", ignore_errors=True)
+        loop.train(config, pathlib.Path("weak"))
+        run(workdir, flags=["--config.sampling.seed=13", "--config.sampling.weak=weak", "--config.sampling.guidance=1"])
+        folders.append(len(list(workdir.glob("evaluations/*seed13*"))))
+    assert folders == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "message"),
+    [
+        (("bits_per_dim=2",), ("--config.likelihood.split=validation",), "splits train and test"),
+        (("bits_per_dim=2",), ("--config.likelihood.steps=many",), "many"),
+        (("replicates=1",), (), "replicates must be 0 or at least 2"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_samples_are_drawn(workdir, monkeypatch, settings, flags, message):
+    monkeypatch.setattr(evaluate, "sampled", lambda *arguments: pytest.fail("samples are drawn"))
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        run(workdir, *settings, flags=["--config.sampling.seed=14", *flags])
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_what_cannot_be_written_is_named(workdir, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(references, "image_set", lambda *arguments: pytest.fail("images are read"))
+    with pytest.raises(UserError, match="cannot be written: .*file is no folder"):
+        run(tmp_path / "file" / "out", flags=["--images", "a", "--against", "b"])
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(extract.Rows, "append", full)
+    with pytest.raises(UserError, match="cannot be read or written: No space left on device"):
+        run(workdir, flags=["--config.sampling.seed=15"])

@@ -1,9 +1,12 @@
 """Rows of a fixed length in a file, and the features of any number of images in such a file: what is stopped goes on."""
 
+import fcntl
 import hashlib
 import json
+import os
 import pathlib
 import tempfile
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -46,6 +49,7 @@ class Extracted:
     """The features of images 0, 1, 2 ... of one set in a folder, and the first `pictured` images themselves.
 
     All processes of a run make them together; those but the first keep what they have made in a folder of their own, for now.
+    One program at a time has the folder, as long as the object lives: others wait, and then go on from what is there.
     """
 
     def __init__(self, folder: pathlib.Path, record: dict, image_shape: tuple[int, ...], pictured: int = 0):
@@ -53,6 +57,7 @@ class Extracted:
         self.scratch = None if primary() else tempfile.TemporaryDirectory()  # process 0 keeps what all have made
         folder = pathlib.Path(self.scratch.name) if self.scratch else make_folder(folder)
         self.folder, self.pictured, self.layout_file = folder, pictured, folder / "layout.json"
+        hold(self, folder / ".lock")
         write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
         self.images = Rows(folder / "images.u1", image_shape, "u1")
         self.layout: dict[str, int] = json.loads(self.layout_file.read_text()) if self.layout_file.is_file() else {}
@@ -71,6 +76,7 @@ class Extracted:
                 raise UserError(f"the {name} of images {len(self)} to {len(self) + len(images) - 1} are not finite")
         if not self.layout:
             self.layout = {name: found[name].shape[1] for name in KINDS if name in found}
+            self.rows.keep(0)  # rows of no known layout
             write_text(self.layout_file, json.dumps(self.layout))
         if len(self.images) < self.pictured:
             self.images.append(images[: self.pictured - len(self.images)])
@@ -87,6 +93,19 @@ class Extracted:
             return None
         start = sum(width for name, width in self.layout.items() if KINDS.index(name) < KINDS.index(kind))
         return self.rows.array(count)[:, start : start + self.layout[kind]]
+
+
+def hold(owner: object, path: pathlib.Path) -> None:
+    """Locks the file against other processes until `owner` is gone; waits, and says so, while another process has it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    weakref.finalize(owner, os.close, lock)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        print(f"waiting for another process, which is at work in {path.parent}", flush=True)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return
 
 
 def extract(

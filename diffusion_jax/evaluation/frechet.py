@@ -92,8 +92,14 @@ def load(path: str | pathlib.Path) -> Statistics:
                 value = Statistics(file["mean"], file["covariance"], int(file["count"]), json.loads(str(file["record"])))
     except Exception as error:  # a zip's, NumPy's or JSON's
         raise UserError(f"{path} is no file of statistics: {' '.join(str(error).split())[:160]}") from None
-    if value.mean.ndim != 1 or value.covariance.shape != 2 * value.mean.shape:
-        raise UserError(f"{path} is no file of statistics: mean {value.mean.shape}, covariance {value.covariance.shape}")
+    mean, covariance = value.mean, value.covariance
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise UserError(f"{path} is no file of statistics: mean {mean.shape}, covariance {covariance.shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path} is no file of statistics: not all its numbers are finite")
+    rounding = 1e-6 * np.abs(covariance).max(initial=0.0)
+    if (np.diag(covariance) < 0).any() or not np.allclose(covariance, covariance.T, atol=rounding):
+        raise UserError(f"{path} is no file of statistics: its covariance is none, which is symmetric with a diagonal from 0")
     return value
 
 
@@ -124,13 +130,18 @@ def distance_of_roots(mean_a: np.ndarray, root_a: np.ndarray, mean_b: np.ndarray
 SAME = ("preprocessing", "weights")  # of two records, for their features to be of one kind
 
 
+def check_same(a: dict, b: dict) -> None:
+    """Raises UserError where two records are of features of different kinds."""
+    for key in SAME:
+        if key in a and key in b and a[key] != b[key]:
+            raise UserError(f"statistics of different {key} don't compare: {a[key] or 'none'} and {b[key] or 'none'}")
+
+
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """The squared Fréchet distance of the two Gaussians: FID. Raises UserError where the features are of different kinds."""
     if a.mean.shape != b.mean.shape:
         raise UserError(f"statistics of {len(a.mean)} and of {len(b.mean)} features don't compare")
-    for key in SAME:
-        if key in a.record and key in b.record and a.record[key] != b.record[key]:
-            raise UserError(f"statistics of different {key} don't compare: {a.record[key]} and {b.record[key]}")
+    check_same(a.record, b.record)
     return distance_of_roots(a.mean, root(a.covariance), b.mean, root(b.covariance))
 
 

@@ -3,6 +3,7 @@
 What was computed of a set lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/features/<set, features, hash of both>.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 import re
@@ -55,6 +56,8 @@ def image_set(name: str, data: Data | None) -> ImageSet:
         record = {"images": path.resolve().name, "split": "all", "shape": list(shape), "resize": resize}
     elif path.is_file():
         source = sources.arrays("all", str(path))
+        if len(source) == 0:
+            raise UserError(f"{path} holds no images: its array is empty")
         record = {"images": path.name, "split": "all", "shape": list(source[0]["image"].shape)}
     elif data is None or "/" in name or path.suffix:
         splits = "" if data is None else ", nor a split of the run's data"
@@ -85,11 +88,16 @@ def fingerprint(source) -> str:
     return found.hexdigest()[:32]
 
 
-def extracted(images: ImageSet, features: Features) -> Extracted:
-    """The place of the set's features."""
+def place(images: ImageSet, features: Features) -> pathlib.Path:
+    """The folder of what is computed of the set."""
     record = images.record | features.record
     called = f"{record['images']}-{record['split']}-{record['count']}-{features.name}-{key(record)}"
-    return Extracted(scan.memory("features") / re.sub(r"[^\w.-]+", "_", called), record, images.source[0]["image"].shape)
+    return scan.memory("features") / re.sub(r"[^\w.-]+", "_", called)
+
+
+def extracted(images: ImageSet, features: Features) -> Extracted:
+    """The set's features, in their place."""
+    return Extracted(place(images, features), images.record | features.record, images.source[0]["image"].shape)
 
 
 def reference(name: str, data: Data | None, features: Features, batch_size: int, say: Callable = print) -> Reference:
@@ -99,44 +107,56 @@ def reference(name: str, data: Data | None, features: Features, batch_size: int,
     """
     path = pathlib.Path(name).expanduser()
     if path.suffix == ".npz" and path.is_file() and holds_statistics(path):
-        return read(path)
+        found = read(path)
+        frechet.check_same(found.statistics.record, features.record)
+        return found
     images = image_set(name, data)
-    place = extracted(images, features)
-    file = place.folder / "statistics.npz"
+    file = place(images, features) / "statistics.npz"
     if not agreed(file.is_file()):
-        extract(place, features, images.images, len(images.source), batch_size, f"{features.name} of {name}")
-        if primary():
-            keep(place, file, images.record | features.record)
-            say(f"reference: {file}")
+        made = extracted(images, features)
+        if not agreed(file.is_file()):  # another program may just have written it
+            compute(images, made, features, batch_size, file, f"{features.name} of {name}")
+            if primary():
+                say(f"reference: {file}")
     return read(file) if primary() else Reference(Statistics(np.zeros(0), np.zeros((0, 0)), 0), None, None)
 
 
-def keep(place: Extracted, file: pathlib.Path, record: dict) -> None:
-    """Writes the statistics, and beside them the spatial ones and some rows, of all features, and deletes these."""
-    count = len(place)
-    spatial, rows = place.get("spatial", count), place.get("features", count)
-    if spatial is not None:
-        frechet.save(file.with_name("spatial.npz"), frechet.of_rows(spatial, record))
-    if rows is not None:
-        np.save(file.with_name("rows.npy"), rows[np.sort(np.random.default_rng(0).permutation(count)[:ROWS])])
-        frechet.save(file, frechet.of_rows(rows, record))
-    place.remove()
+def compute(
+    images: ImageSet, made: Extracted, features: Features, batch_size: int, file: pathlib.Path, description: str
+) -> None:
+    """Writes the statistics of the set, last, and what `read` finds beside them; the features themselves are deleted."""
+    count = len(images.source)
+    extract(made, features, images.images, count, batch_size, description)
+    if not primary():
+        return
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[:ROWS])
+    for kind, target in (("spatial", file.with_name("spatial.npz")), ("features", file)):
+        rows = made.get(kind, count)
+        if rows is None:
+            continue
+        if kind == "features":
+            np.save(file.with_name("rows.npy"), rows[chosen])
+        frechet.save(target, frechet.of_rows(rows, images.record | features.record))
+    made.remove()
 
 
 def holds_statistics(path: pathlib.Path) -> bool:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             return {"mu", "sigma"} <= set(file.files) or {"mean", "covariance"} <= set(file.files)
-    except (OSError, ValueError):
+    except Exception:  # a damaged file has many ways to fail; whoever reads its images says which
         return False
 
 
 def read(path: pathlib.Path) -> Reference:
-    """A file of statistics, with what lies beside one that was made here."""
+    """A file of statistics, with what lies beside one that was made here. One without a record is known by its bytes."""
     spatial, rows = path.with_name("spatial.npz"), path.with_name("rows.npy")
-    own = path.name == "statistics.npz"
+    own, statistics = path.name == "statistics.npz", frechet.load(path)
+    if not statistics.record:
+        record = {"statistics": path.name, "fingerprint": hashlib.sha256(path.read_bytes()).hexdigest()[:32]}
+        statistics = dataclasses.replace(statistics, record=record)
     return Reference(
-        frechet.load(path),
+        statistics,
         frechet.load(spatial) if own and spatial.is_file() else None,
         np.load(rows) if own and rows.is_file() else None,
     )
