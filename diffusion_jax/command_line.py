@@ -13,7 +13,7 @@ from diffusion_jax.errors import UserError, nearest
 class Given(NamedTuple):
     """What a command was told. weights, images, against and ratings: flags of some commands, empty for others.
 
-    configured: whether there is a config, of a run or by --config; without one config holds the defaults.
+    configured: whether there is a config, of a run or by --config, or at least the shape of images; else they are defaults.
     """
 
     workdir: pathlib.Path
@@ -59,7 +59,7 @@ def parse(argv: list[str], command: str) -> Given:
         raise UserError("--weights is missing: the file of the weights")
     workdir, configured = pathlib.Path(str(value("workdir"))), True
     if "config" not in names and (value("images") or value("ratings")) and not (workdir / "config.json").is_file():
-        configured = False
+        configured = "config.data.shape" in names
     elif "config" not in names:
         file = workdir / "config.json"
         if command == "import":

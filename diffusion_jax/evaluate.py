@@ -14,7 +14,7 @@ import tensorboardX
 from diffusion_jax import generate, nll, pictures
 from diffusion_jax.build import Parts, check_ranges
 from diffusion_jax.command_line import Given
-from diffusion_jax.config import Config, Data, check_types
+from diffusion_jax.config import Config, check_types
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import features, memorisation, references
@@ -43,8 +43,9 @@ def chosen(given: Given) -> pathlib.Path:
     try:
         if not given.images:
             return evaluate(given.config, given.workdir, given.against)
-        data = given.config.data if given.configured else None
-        return compare(given.config, given.workdir, given.images, given.against, data)
+        if not given.configured:
+            given.config.data.shape = ()
+        return compare(given.config, given.workdir, given.images, given.against)
     except OSError as error:  # a full disk, a folder that is not ours; what is there stays
         raise UserError(f"{error.filename or given.workdir} cannot be read or written: {error.strerror or error}") from error
 
@@ -61,6 +62,7 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     check_writable(workdir / "evaluations")
     function = features.load(settings.features, settings.weights)
     reference = references.reference(against or data.train_split, data, function, settings.batch_size)
+    check_width(function, tuple(data.shape), reference)
     sampling = {name: value for name, value in dataclasses.asdict(config.sampling).items() if name not in NOT_HOW}
     protocol = {"step": run.step, "ema": config.sampling.ema, "network": fingerprint(run.params), "sampling": sampling}
     protocol |= {"features": function.record} | ({"weak": fingerprint(run.weak)} if run.weak is not None else {})
@@ -79,25 +81,26 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     if settings.memorised:
         report["memorisation"] = memorised(config, images[: settings.memorised], folder / "memorised.png")
     report["protocol"] = protocol | surroundings(settings.num) | {"reference": reference.statistics.record}
-    report["protocol"]["reference_count"] = reference.statistics.count
+    report["protocol"] |= {"reference_count": reference.statistics.count, "replicates": settings.replicates}
     other = "" if against in ("", data.train_split) else f"-against-{key(reference.statistics.record)}"
     path = write_report(folder / f"report-{settings.num}{other}.json", report)
     with tensorboardX.SummaryWriter(str(workdir / "tensorboard")) as events:
         for name, value in scalars(report).items():
-            events.add_scalar(f"evaluation/{name}", value, run.step)
+            events.add_scalar(f"evaluation-{settings.num}/{name}", value, run.step)
     print(summary(report))
     return path
 
 
-def compare(config: Config, workdir: pathlib.Path, images: str, against: str, data: Data | None = None) -> pathlib.Path:
+def compare(config: Config, workdir: pathlib.Path, images: str, against: str) -> pathlib.Path:
     """Scores one set of images against another, whoever made them; writes a report in workdir/evaluations, returns its path.
 
-    images, against: as in `evaluate`. data: to its shape a folder's images are brought, and its splits can be named; None
-    leaves them as they are.
+    images, against: as in `evaluate`. A folder's images are brought to data.shape; where it is empty they stay as they are, and
+    no splits can be named.
     """
     check_types(config)
-    check_ranges(config)
-    settings = config.evaluation
+    if config.data.shape:
+        check_ranges(config)
+    settings, data = config.evaluation, config.data
     function = features.load(settings.features, settings.weights)
     check_writable(workdir / "evaluations")
     samples = references.image_set(images, data)
@@ -109,9 +112,17 @@ def compare(config: Config, workdir: pathlib.Path, images: str, against: str, da
     report = scores(extracted, count, reference, settings.replicates, settings.subsets)
     report["protocol"] = {"images": samples.record, "features": function.record} | surroundings(count)
     report["protocol"] |= {"reference": reference.statistics.record, "reference_count": reference.statistics.count}
+    report["protocol"]["replicates"] = settings.replicates
     print(summary(report))
     name = f"{extracted.folder.name}-against-{key(report['protocol']['reference'])}.json"
     return write_report(generate.make_folder(workdir / "evaluations") / name, report)
+
+
+def check_width(function: features.Features, shape: tuple[int, ...], reference: references.Reference) -> None:
+    """Raises UserError, before samples are drawn, where their features and the reference's cannot be compared."""
+    width = function.apply(np.zeros((1, *shape), np.uint8))["features"].shape[1]
+    if primary() and width != len(reference.statistics.mean):
+        raise UserError(f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}")
 
 
 def make_score(config: Config) -> Callable:
@@ -121,6 +132,7 @@ def make_score(config: Config) -> Callable:
     """
     settings, data = config.evaluation, config.data
     function, known = features.load(settings.features, settings.weights), []
+    function.apply(np.zeros((1, *data.shape), np.uint8))  # features of other images say so before training
 
     def score(draw: Callable, params) -> dict[str, float]:
         if not known:

@@ -231,7 +231,7 @@ def test_images_as_they_are_without_a_config(tmp_path):
     (path,) = (tmp_path / "out" / "evaluations").glob("*.json")
     assert json.loads(path.read_text())["protocol"]["images"]["shape"] == [5, 6, 3]
     Image.new("RGB", (9, 9)).save(tmp_path / "b" / "other.png")
-    with pytest.raises(UserError, match="2 sizes, from 5 x 6 to 9 x 9; a --config with data.shape"):
+    with pytest.raises(UserError, match="2 sizes, from 5 x 6 to 9 x 9; --config.data.shape=64,64,3 says"):
         run(tmp_path / "out", flags=["--images", tmp_path / "a", "--against", tmp_path / "b"])
 
 
@@ -249,7 +249,7 @@ def test_the_statistics_of_a_reference_are_computed_once_and_again_when_an_image
     Image.new("L", (8, 8), 9).save(folder / "3.png")
     assert references.reference(str(folder), data, function, 4, said.append).statistics.mean[0] != first.statistics.mean[0]
     path = said[0].removeprefix("reference: ")
-    assert references.reference(path, None, function, 4).statistics.record == record
+    assert references.reference(path, data, function, 4).statistics.record == record
 
 
 def test_two_sets_are_rated_and_counted(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Rows of a fixed length in a file, and the features of any number of images in such a file: what is stopped goes on."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,11 @@ from diffusion_jax.evaluation.features import KINDS, Features
 from diffusion_jax.generate import make_folder
 from diffusion_jax.training.checkpoint import write_text
 from diffusion_jax.training.parallel import agreed, equal_batches, primary
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class Rows:
@@ -97,6 +101,8 @@ class Extracted:
 
 def hold(owner: object, path: pathlib.Path) -> None:
     """Locks the file against other processes until `owner` is gone; waits, and says so, while another process has it."""
+    if fcntl is None:
+        return
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     weakref.finalize(owner, os.close, lock)
     try:

@@ -53,7 +53,8 @@ def inception_network(weights: str = "") -> Features:
         return found if logits is None else found | {"probabilities": softmax(pool @ logits)}
 
     preprocessing = "uint8, grey as three channels; TensorFlow 1's bilinear resize to 299 x 299; (x - 128) / 128"
-    return Features(apply, {"features": "inception", "preprocessing": preprocessing, "weights": fingerprint(host)})
+    record = {"features": "inception", "preprocessing": preprocessing, "weights": fingerprint(host)}
+    return Features(apply, record | {"classes": 0 if logits is None else logits.shape[1]})
 
 
 def digits_network(weights: str = "") -> Features:

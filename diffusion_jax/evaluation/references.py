@@ -44,23 +44,23 @@ class Reference(NamedTuple):
     rows: np.ndarray | None
 
 
-def image_set(name: str, data: Data | None) -> ImageSet:
+def image_set(name: str, data: Data) -> ImageSet:
     """The images of a folder, of an .npz or .npy, or of a split of `data`, whichever `name` is.
 
-    A folder's images get the shape of `data`, and where there is none they stay as they are, all of one size. UserError.
+    A folder's images get data.shape, and where that is empty they stay as they are, all of one size. UserError.
     """
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
-        shape, resize = (data.shape, data.resize) if data else (own_shape(path), "none")
-        source = folder.folder("all", str(path), shape, labels="none", resize=resize)
+        shape, resize = (data.shape, data.resize) if data.shape else (own_shape(path, data.unreadable), "none")
+        source = folder.folder("all", str(path), shape, labels="none", resize=resize, unreadable=data.unreadable)
         record = {"images": path.resolve().name, "split": "all", "shape": list(shape), "resize": resize}
     elif path.is_file():
         source = sources.arrays("all", str(path))
         if len(source) == 0:
             raise UserError(f"{path} holds no images: its array is empty")
         record = {"images": path.name, "split": "all", "shape": list(source[0]["image"].shape)}
-    elif data is None or "/" in name or path.suffix:
-        splits = "" if data is None else ", nor a split of the run's data"
+    elif not data.shape or "/" in name or path.suffix:
+        splits = ", nor a split of the run's data" if data.shape else ""
         raise UserError(f"{name} is no folder and no .npz or .npy file of images{splits}")
     else:
         source = sources.load(data, name)
@@ -69,13 +69,13 @@ def image_set(name: str, data: Data | None) -> ImageSet:
     return ImageSet(source, record | {"count": len(source), "fingerprint": fingerprint(source)})
 
 
-def own_shape(path: pathlib.Path) -> tuple[int, int, int]:
+def own_shape(path: pathlib.Path, unreadable: str) -> tuple[int, int, int]:
     """The one size of a folder's images, in colour; UserError where there are several."""
-    sizes = np.unique(folder.folder("all", str(path), (1, 1, 3), labels="none").sizes, axis=0)
+    sizes = np.unique(folder.folder("all", str(path), (1, 1, 3), labels="none", unreadable=unreadable).sizes, axis=0)
     if len(sizes) > 1:
         raise UserError(
             f"the images in {path} have {len(sizes)} sizes, from {sizes[0, 0]} x {sizes[0, 1]} to {sizes[-1, 0]} x "
-            f"{sizes[-1, 1]}; a --config with data.shape says to which they are to be cropped and shrunk"
+            f"{sizes[-1, 1]}; --config.data.shape=64,64,3 says to which they are to be cropped and shrunk"
         )
     return (*map(int, sizes[0]), 3)  # pyright: ignore
 
@@ -100,7 +100,7 @@ def extracted(images: ImageSet, features: Features) -> Extracted:
     return Extracted(place(images, features), images.record | features.record, images.source[0]["image"].shape)
 
 
-def reference(name: str, data: Data | None, features: Features, batch_size: int, say: Callable = print) -> Reference:
+def reference(name: str, data: Data, features: Features, batch_size: int, say: Callable = print) -> Reference:
     """The reference of that name: an image set's, computed once, or a file of statistics (ours, or `mu` and `sigma`).
 
     Of several processes, which compute it together, the first has it.

@@ -35,7 +35,8 @@ def scores(extracted: Extracted, count: int, reference: Reference, replicates: i
         rng = np.random.default_rng(0)
         draw = lambda rows: np.asarray(rows[np.sort(rng.permutation(len(rows))[:some])], np.float64)
         real, fake = draw(reference.rows), draw(features)
-        found["kid"] = metrics.kid(fake, real, subsets, min(SUBSET, max(2, some // 2)))._asdict()
+        size = min(SUBSET, max(2, some // 2))
+        found["kid"] = metrics.kid(fake, real, subsets, size)._asdict() | {"subsets": subsets, "size": size}
         if some > 5:
             found |= metrics.precision_recall(real, fake)._asdict() | metrics.density_coverage(real, fake)._asdict()
         found["rows"] = some
