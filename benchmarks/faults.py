@@ -1,17 +1,18 @@
 """Kills a run at random moments, during saves too, and compares what becomes of it with a run that nothing disturbed.
 
 Command:   python benchmarks/faults.py [--kills 20] [--terms 5] [--seed 0]
-Hardware:  any; five minutes on two cores, most of them starting anew
+Hardware:  any; eight minutes on two cores, most of them starting anew
 
-The run is the smallest that is a whole one (tests/tiny.py), with a checkpoint every other step, so that one is being written most
-of the time. It is started, struck at a random moment by `kill -9`, or by SIGTERM, and started again, by the same command, so often
-as asked; then it is left to end. Exits with status 1 where
+The run is the smallest that is a whole one (tests/tiny.py), with a checkpoint every other step, so that one is being written
+most of the time. It is started, struck at a random moment by `kill -9`, or by SIGTERM, and started again, by the same command,
+so often as asked; then it is left to end. Every fifth blow may fall at any time since the process began, the others fall
+within two seconds after its first save began. Exits with status 1 where
 
 - the newest whole checkpoint after a blow is older than the newest that was complete before it, or is damaged;
 - the next start does not go on from it, or calls a checkpoint damaged;
 - SIGTERM ends a run that has begun with another status than 143, or without a checkpoint of its last step;
-- in the end a parameter, the optimizer's state, the place in the data or a line of metrics.jsonl differs, in one bit, from those
-  of a run of the same length that nothing disturbed.
+- in the end a parameter, the optimizer's state, the place in the data or a line of metrics.jsonl differs, in one bit, from
+  those of a run of the same length that nothing disturbed.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +38,7 @@ from diffusion_jax.build import build  # noqa: E402
 from diffusion_jax.training.checkpoint import CHECKSUMS, Checkpoints, damage  # noqa: E402
 
 SETTINGS = {"checkpoint_every": 2, "eval_every": 0, "keep_checkpoints": 2}
-MOMENTS = 3.0  # seconds after the run has begun within which a blow falls
+MOMENTS = 2.0  # seconds within which a blow falls
 
 
 class Faults:
@@ -60,8 +62,18 @@ def complete(workdir: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def strike(workdir: pathlib.Path, number: int, rng: random.Random, from_the_start: bool, faults: Faults) -> dict:
-    """Starts the run, sends it a signal at a random moment and looks at what it left. Returns the blow's figures."""
+def partial_ones(workdir: pathlib.Path) -> list[pathlib.Path]:
+    return list((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+
+
+def strike(workdir: pathlib.Path, number: int, rng: random.Random, longest: float, faults: Faults) -> dict:
+    """Starts the run, sends it a signal at a random moment and looks at what it left. Returns the blow's figures.
+
+    longest: 0, or how many seconds a start takes, for a blow that may fall before its end.
+    """
+    from_the_start = longest > 0
+    for path in partial_ones(workdir):  # the run removes them itself; here, so as to know those of this start
+        shutil.rmtree(path)
     before_start = complete(workdir)
     began = time.perf_counter()
     running = subprocess.Popen(
@@ -71,22 +83,18 @@ def strike(workdir: pathlib.Path, number: int, rng: random.Random, from_the_star
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert running.stdout is not None
-    said = []
     if not from_the_start:
-        for line in running.stdout:
-            said.append(line)
-            if ": starting," in line or ": resuming at step" in line:
-                break
+        while complete(workdir) == before_start and not partial_ones(workdir) and running.poll() is None:
+            time.sleep(0.01)
     start_seconds = time.perf_counter() - began
-    time.sleep(rng.uniform(0.0, start_seconds + MOMENTS if from_the_start else MOMENTS))
+    time.sleep(rng.uniform(0.0, longest + MOMENTS if from_the_start else MOMENTS))
     known = complete(workdir)
     running.send_signal(number)
-    said.append(running.stdout.read())  # to the end of the process
-    status, output = running.wait(), "".join(said)
+    output = running.communicate()[0]
+    status = running.returncode
 
     left = complete(workdir)
-    partial = [path.name for path in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")]
+    partial = partial_ones(workdir)
     half_gone = [step for step in left[:-1] if damage(workdir / "checkpoints" / str(step))]
     resumed = re.search(r"resuming at step (\d+)", output)
     name = f"{signal.Signals(number).name} after {time.perf_counter() - began:.1f} s"
@@ -143,16 +151,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     rng, faults, began = random.Random(options.seed), Faults(), time.perf_counter()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "diffusion_jax"))
 
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(folder) / "cache")
         workdir, reference = pathlib.Path(folder) / "run", pathlib.Path(folder) / "undisturbed"
         blows = [signal.SIGKILL] * options.kills + [signal.SIGTERM] * options.terms
         rng.shuffle(blows)
-        results = [
-            (number, strike(workdir, number, rng, from_the_start=index % 5 == 4, faults=faults))
-            for index, number in enumerate(blows)
-        ]
+        results = []
+        for index, number in enumerate(blows):
+            starts = [result["start"] for _, result in results if result["start"]]
+            results.append((number, strike(workdir, number, rng, max(starts, default=0.0) * (index % 5 == 4), faults)))
         length = (complete(workdir) or [0])[-1] + 4
         length += length % 2
         run_to_the_end(workdir, length, faults)
@@ -164,9 +172,8 @@ def main() -> int:
     print(f"kill -9: {len(kills)}, of them during a save {sum(k['save'] for k in kills)}, ", end="")
     print(f"during the removal of an old checkpoint {sum(k['removal'] for k in kills)}; SIGTERM: {len(results) - len(kills)}")
     print(f"steps gained between two blows: {[result['steps'] for _, result in results]}, {length} in all")
-    print(
-        f"seconds to start: median {np.median(starts) if starts else float('nan'):.1f}; in all {time.perf_counter() - began:.0f}"
-    )
+    first = np.median(starts) if starts else float("nan")
+    print(f"seconds to the first save: median {first:.1f}; in all {time.perf_counter() - began:.0f}")
     print(f"checkpoints lost, damaged or not gone on from, and differences from the undisturbed run: {faults.found}")
     return 1 if faults.found else 0
 

@@ -125,7 +125,8 @@ def test_a_flipped_bit_in_any_file_is_detected(saved, capsys):
         else:
             jax.tree.map(np.testing.assert_array_equal, state, some_state(3))
             said = capsys.readouterr().err
-            assert "the checkpoint of step 5 is damaged (" in said and path.name in said and said.count("\n") == 1
+            assert "the checkpoint of step 5 is damaged (" in said and said.count("\n") == 1
+            assert path.name in said or path.name == "sha256.json"  # in which the bit may be one of a name
         path.write_bytes(data)
     assert int(restored(saved).step) == 5
 
