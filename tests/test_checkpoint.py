@@ -153,7 +153,6 @@ def lose_all(folder):
 
 @pytest.mark.parametrize("harm", [cut_short, lose_one, lose_all_but_the_checksums, lose_all], ids=lambda harm: harm.__name__)
 @pytest.mark.parametrize("sealed", [True, False])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax abandons its other reads
 def test_a_damaged_one_is_set_aside_and_the_one_before_it_used(saved, harm, sealed):
     if not sealed:  # as before there were checksums
         for folder in (saved / "checkpoints").iterdir():

@@ -5,6 +5,7 @@ Newest means of the largest step; no clock decides anything here.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -86,6 +87,18 @@ def open_workdir(workdir: pathlib.Path, config: Config) -> None:
         raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}") from None
 
 
+@functools.cache
+def hush_abandoned_files() -> None:
+    """Where one file fails orbax abandons the others, each of which would then print a traceback about a closed event loop."""
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
 # Checksums: beside a checkpoint's files lies a list of them. It is written before orbax gives the folder its name, so whatever
 # has a step's name is complete and has its list.
 
@@ -141,6 +154,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int = 2, every: int = 0, read_only: bool = False):
         """Raises UserError where the workdir cannot be written, or has none and `read_only` promises to write none."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax's reports; its errors are raised as well
+        hush_abandoned_files()
         self.workdir, self.folder = workdir, (workdir / "checkpoints").resolve()
         self.read_only, self.saving, self.failed, self.notes = read_only, 0, False, []
         if read_only and not self.folder.is_dir():
