@@ -136,9 +136,11 @@ NO_SPACE = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /de
 def test_no_line_of_the_log_is_lost_in_silence(tmp_path, name):
     log = RunLog(tmp_path, 0, 8, 16)
     if name == "events":  # the library has its own buffer
+        log.events.close()
         full = open("/dev/full", "wb")  # noqa: SIM115
         log.events._py_recordio_writer._writer = full
     else:
+        getattr(log, name).close()
         full = open("/dev/full", "a", buffering=1)  # noqa: SIM115
         setattr(log, name, full)
 
