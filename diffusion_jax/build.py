@@ -109,6 +109,7 @@ NOT_NEGATIVE = (
     "training.clip_norm",
     "training.eval_every",
     "training.sample_every",
+    "training.keep_every",
     "likelihood.examples",
     "likelihood.monte_carlo",
     "likelihood.budget",
@@ -175,6 +176,11 @@ def check_ranges(config: Config) -> None:
     for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
         if getattr(training, name) % training.steps_per_call:
             raise UserError(f"config.training.{name} must be a multiple of steps_per_call={training.steps_per_call}")
+    if training.keep_every % training.checkpoint_every:
+        raise UserError(
+            f"config.training.keep_every={training.keep_every} must be a multiple of checkpoint_every="
+            f"{training.checkpoint_every}: no other step is saved"
+        )
 
 
 def network(config: Config) -> tuple[ApplyFn, Callable]:

@@ -98,6 +98,7 @@ class Training:
     sample_every: int = setting(1000, "steps between two pictures of samples; 0 for none but the last")
     checkpoint_every: int = setting(1000, "steps between two checkpoints")
     keep_checkpoints: int = setting(2, "newest checkpoints to keep")
+    keep_every: int = setting(0, "also keep the checkpoints of this many steps and its multiples, for ever; 0 for none")
 
 
 @dataclass
@@ -195,6 +196,7 @@ FREE_FIELDS = {
     "training.sample_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_every",
     "training.steps_per_call",
     "training.parallel",
     "training.fsdp",

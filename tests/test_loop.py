@@ -1,8 +1,11 @@
 """Whole runs: that a resumed one is the same run, whatever ended it."""
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import jax
@@ -10,11 +13,13 @@ import numpy as np
 import pytest
 from tiny import command, curves, environment, experiment_file, pixels, run_command, tiny_config
 
+from diffusion_jax import generate
 from diffusion_jax.build import build
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
 from diffusion_jax.training import loop
-from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.checkpoint import Checkpoints, writing
+from diffusion_jax.training.logging import RunLog
 
 
 def final_state(config, workdir):
@@ -107,6 +112,129 @@ def test_kill_minus_nine_then_the_same_command_is_the_same_run(undisturbed, tmp_
     assert_same_run((tiny_config(), tmp_path / "undisturbed"), tmp_path / "run")
 
 
+def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_from(undisturbed, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[1], workdir)
+    data = max((workdir / "checkpoints" / "8").rglob("d/*"), key=lambda path: path.stat().st_size)
+    damaged = bytearray(data.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    data.write_bytes(damaged)
+    _, step = generate.restore_params(tiny_config(), build(tiny_config()), workdir, ema=True)  # as `sample` and `nll`
+    assert step == 4 and "the checkpoint of step 8 is damaged" in capsys.readouterr().err
+    loop.train(tiny_config(), workdir)
+    said = "the checkpoint of step 8 is damaged (state/"
+    assert said in capsys.readouterr().out and said in (workdir / "log.txt").read_text()
+    assert (workdir / "damaged" / "8").is_dir()
+    assert_same_run(undisturbed, workdir)
+
+
+NO_SPACE = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without space")
+
+
+@NO_SPACE
+@pytest.mark.parametrize("name", ["metrics", "text", "events"])
+def test_no_line_of_the_log_is_lost_in_silence(tmp_path, name):
+    log = RunLog(tmp_path, 0, 8, 16)
+    if name == "events":  # the library has its own buffer
+        log.events.close()
+        full = open("/dev/full", "wb")  # noqa: SIM115
+        log.events._py_recordio_writer._writer = full
+    else:
+        getattr(log, name).close()
+        full = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+        setattr(log, name, full)
+
+    @writing(tmp_path)
+    def write():
+        log.write(1, {"loss": 1.0})
+        log.say("a line")
+        log.flush()
+
+    with pytest.raises(UserError, match="cannot be written: No space left on device; the last checkpoint is whole") as error:
+        write()
+    assert "\n" not in str(error.value)
+    log.close()
+    with contextlib.suppress(OSError):
+        full.close()
+
+
+@NO_SPACE
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Pillow's file, with its buffer
+@pytest.mark.parametrize("name", ["samples/step_0000008.png.partial", "plots/losses.png"])
+def test_a_picture_without_space_stops_the_run_with_one_line(undisturbed, tmp_path, name):
+    config, reference = undisturbed
+    shutil.copytree(reference, tmp_path / "run")
+    (tmp_path / "run" / "samples" / "step_0000008.png").unlink()  # as of a run killed before its last picture
+    (tmp_path / "run" / "plots" / "losses.png").unlink()
+    (tmp_path / "run" / name).symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"run cannot be written: No space left on device; the last checkpoint is whole"):
+        loop.train(config, tmp_path / "run")
+    assert int(final_state(config, tmp_path / "run")[0].step) == 8
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    loop.train(config, tmp_path / "run")
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+LIMITED = (
+    "import os, resource, sys; "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),)); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def start(arguments, largest_file=None):
+    limit = [sys.executable, "-c", LIMITED, str(largest_file)] if largest_file else []
+    return subprocess.run(limit + command(*arguments), env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_one_line(undisturbed, tmp_path):
+    """In orbax's thread, by a limit on the size of files, which needs no rights; and the run goes on when there is space."""
+    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
+    shutil.copytree(undisturbed[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    sizes = [path.stat().st_size for path in (tmp_path / "run" / "checkpoints").rglob("d/*")]
+    stopped = start(arguments, largest_file=max(sizes) // 2)
+    assert stopped.returncode == 2, stopped.stderr[-2000:]
+    line = stopped.stderr.splitlines()[-1]
+    assert "Traceback" not in stopped.stderr
+    assert line.startswith("error: the checkpoint of step 8 cannot be written to ")
+    assert ": File too large; the last one is that of step 4, and the same command goes on from there" in line
+    done = start(arguments)
+    assert done.returncode == 0 and "resuming at step 4" in done.stdout, done.stderr[-2000:]
+    assert_same_run(undisturbed, tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB, and a function that changes its options."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = lambda *options: subprocess.run(["mount", *options, str(disk)], capture_output=True, text=True)
+    if sys.platform != "linux" or mount("-t", "tmpfs", "-o", "size=1m", "tmpfs").returncode:
+        pytest.skip("mounting a small disk needs Linux and root's rights")
+    yield disk, lambda options: mount("-o", f"remount,{options}").check_returncode()
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_small_disk(undisturbed, small_disk, tmp_path):
+    """Full during a save, then with space again, then read-only."""
+    disk, remount = small_disk
+    config = tiny_config()
+    with pytest.raises(UserError, match=r"No space left on device") as error:
+        loop.train(config, disk / "run")
+    assert "\n" not in str(error.value)
+    kept = Checkpoints(disk / "run", read_only=True).latest()
+    remount("size=64m")
+    loop.train(config, disk / "run")
+    assert_same_run(undisturbed, disk / "run")
+    assert ("starting" if kept is None else f"resuming at step {kept}") in (disk / "run" / "log.txt").read_text().splitlines()[
+        -2
+    ]
+    remount("ro")
+    with pytest.raises(UserError, match="cannot be written: Read-only file system"):
+        loop.train(tiny_config(num_steps=12), disk / "run")
+    assert int(final_state(config, disk / "run")[0].step) == 8
+
+
 def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
     config = tiny_config(learning_rate=1e30, warmup_steps=0, clip_norm=0.0, checkpoint_every=1, eval_every=0)
     with pytest.raises(UserError, match=r"step \d: (loss|grad_norm) is (nan|inf); the last good checkpoint is that of step 1"):
@@ -145,3 +273,17 @@ def test_steps_per_call_must_divide_the_step_that_a_run_goes_on_from(tmp_path):
     with pytest.raises(UserError, match="goes on at step 3, which is no multiple of training.steps_per_call=2"):
         loop.train(config, tmp_path / "run")
     assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_steps_per_call_must_divide_the_step_of_the_last_whole_checkpoint(tmp_path):
+    loop.train(tiny_config(num_steps=4, eval_every=0, checkpoint_every=1), tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "4" / "sha256.json").write_text("{")
+    with pytest.raises(UserError, match="goes on at step 3, which is no multiple of training.steps_per_call=2"):
+        loop.train(tiny_config(num_steps=8, eval_every=0, steps_per_call=2, log_every=2), tmp_path / "run")
+
+
+def test_every_kept_step_must_be_one_that_is_saved():
+    with pytest.raises(UserError, match="keep_every=6 must be a multiple of checkpoint_every=4"):
+        build(tiny_config(keep_every=6))
+    with pytest.raises(UserError, match="keep_every must be at least 0"):
+        build(tiny_config(keep_every=-4))

@@ -1,22 +1,67 @@
-"""Checkpoints, by orbax: written in the background, atomic, the newest restored."""
+"""Checkpoints, by orbax: written in the background, atomic, with checksums, the newest whole one restored.
 
+Newest means of the largest step; no clock decides anything here.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
 import logging
 import os
 import pathlib
+import sys
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
 
 from diffusion_jax.config import Config, differences, load, to_json
 from diffusion_jax.errors import UserError
+from diffusion_jax.training.parallel import agreed, primary, wait_for_all
 from diffusion_jax.training.state import TrainState
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # which only writing meets
+MENDED = "the same command goes on from there once that is mended"
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all, also where the machine stops."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Turns what keeps a run from writing into its folder, as a full disk, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        within = pathlib.Path(os.path.abspath(str(error.filename))).is_relative_to(os.path.abspath(folder))
+        if error.errno not in CANNOT_WRITE and not (error.filename and within):
+            raise
+        raise UserError(f"{folder} cannot be written: {reason(error)}; the last checkpoint is whole, {MENDED}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a few words of one line: the system's own where a library's message holds them."""
+    text = " ".join(str(error).split())
+    known = (os.strerror(number) for number in (*CANNOT_WRITE, errno.EACCES, errno.EPERM, errno.EIO))
+    return next((words for words in known if words in text), text[:160] or type(error).__name__)
+
+
+def check_step(workdir: pathlib.Path, step: int, config: Config) -> None:
+    """Raises UserError where a run cannot go on from a step with this config's steps_per_call."""
+    if step % config.training.steps_per_call:
+        raise UserError(
+            f"{workdir} goes on at step {step}, which is no multiple of "
+            f"training.steps_per_call={config.training.steps_per_call}; use a divisor of it"
+        )
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
@@ -27,11 +72,8 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
         if changed:
             raise UserError(f"{workdir} holds a run with other settings ({'; '.join(changed)}); choose another --workdir")
         saved = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-        if saved and max(saved) % config.training.steps_per_call:
-            raise UserError(
-                f"{workdir} goes on at step {max(saved)}, which is no multiple of "
-                f"training.steps_per_call={config.training.steps_per_call}; use a divisor of it"
-            )
+        if saved:
+            check_step(workdir, max(saved), config)
     elif workdir.is_dir() and any(path.name != "data" for path in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run of this program; choose another --workdir")
 
@@ -46,55 +88,188 @@ def open_workdir(workdir: pathlib.Path, config: Config) -> None:
         raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}") from None
 
 
-class Checkpoints:
-    """The checkpoints of a workdir, each a TrainState and a dict of plain values."""
+@functools.cache
+def hush_abandoned_files() -> None:
+    """Where one file fails orbax abandons the others, each of which would then print a traceback about a closed event loop."""
+    before = sys.unraisablehook
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 2, read_only: bool = False):
-        """Raises UserError where the workdir has none and `read_only` promises to write none."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's reports of its own progress
-        self.folder = (workdir / "checkpoints").resolve()
+    def hook(unraisable) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+# Checksums: beside a checkpoint's files lies a list of them. It is written before orbax gives the folder its name, so whatever
+# has a step's name is complete and has its list.
+
+CHECKSUMS = "sha256.json"
+LATER = (CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # times of day and the like, written after the list
+
+
+def checksum(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: pathlib.Path) -> None:
+    """Moves a checkpoint's files from the system's memory to the disk, and lists them with their sizes and checksums."""
+    listed = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in LATER:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            listed[name] = [path.stat().st_size, checksum(path)]
+    write_text(folder / CHECKSUMS, json.dumps(listed, indent=1) + "\n")
+
+
+def damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a sealed checkpoint, None where it is whole or was written without checksums."""
+    try:
+        if not (folder / CHECKSUMS).exists():
+            return None
+        listed = json.loads((folder / CHECKSUMS).read_text())
+        for name, (size, expected) in listed.items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if found is None:
+                return f"{name} is missing"
+            if found != size:
+                return f"{name} has {found:,} bytes instead of {size:,}"
+            if checksum(folder / name) != expected:
+                return f"{name} has another checksum"
+    except OSError as error:
+        return reason(error)
+    except (ValueError, TypeError, AttributeError):
+        return f"{CHECKSUMS} is damaged"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, each a TrainState and a dict of plain values.
+
+    keep: how many of the newest stay; every: those of its multiples stay, too (0: none). One goes only when a newer one is
+    complete. notes: what `restore` had to pass over, for the log; a read-only one says it itself.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int = 2, every: int = 0, read_only: bool = False):
+        """Raises UserError where the workdir cannot be written, or has none and `read_only` promises to write none."""
+        for name in ("absl", "asyncio"):  # orbax's reports; its errors are raised as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        hush_abandoned_files()
+        self.workdir, self.folder = workdir, (workdir / "checkpoints").resolve()
+        self.read_only, self.saving, self.failed, self.notes = read_only, 0, False, []
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir} holds no checkpoint; train first")
         if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True)
+            options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
         else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=every or None,
+                cleanup_tmp_directories=True,
+                lightweight_initialize=True,  # reads no times, which nothing here depends on
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            )
+        with writing(workdir):
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def _seal(self) -> None:
+        """Called in orbax's thread, on the first process, when all is written and before the folder gets its name."""
+        (folder,) = self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*")
+        seal(folder)
 
     def latest(self) -> int | None:
         return self.manager.latest_step()
 
     def save(self, state: TrainState, extra: dict, wait: bool = False) -> None:
-        """Saves under the state's step, unless that one is there. extra: what JSON holds."""
+        """Saves under the state's step, unless that one is there. extra: what JSON holds.
+
+        Raises UserError where this one, or the one before, which was written meanwhile, cannot be saved.
+        """
         step = int(state.step)
+        self._finish(wait=True)  # the one before
         if step not in self.manager.all_steps():
             args = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra))
-            self.manager.save(step, args=args)
-        if wait:
-            self.manager.wait_until_finished()
+            self.saving = step
+            self._finish(wait, lambda: self.manager.save(step, args=args, force=True))
+
+    def _finish(self, wait: bool, start=lambda: None) -> None:
+        """`start` and, on request, the end of what it starts; failures of either as UserError."""
+        try:
+            start()
+            if wait:
+                self.manager.wait_until_finished()
+        except Exception as error:  # orbax and tensorstore each have their own
+            if self.failed:  # said already
+                return
+            self.failed = True
+            whole = [int(path.name) for path in self.folder.glob("*") if path.name.isdigit()]
+            last = f"the last one is that of step {max(whole)}, and {MENDED}" if whole else "there is none yet"
+            raise UserError(
+                f"the checkpoint of step {self.saving} cannot be written to {self.folder}: {reason(error)}; {last}"
+            ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The newest checkpoint, in the shapes and types of `like`, where `like` says, else on the first device.
+        """The newest whole checkpoint, in the shapes and types of `like`, where `like` says, else on the first device.
 
-        Raises UserError where it is damaged.
+        Damaged ones are passed over, with a note each, and moved to the workdir's folder `damaged`, unless read-only. Raises
+        UserError where none is whole. Of several processes the first one looks for damage.
         """
-        step = self.latest()
-        if step is None:
-            raise UserError(f"no checkpoint in {self.folder}; train first")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or here), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore())
-        try:
-            restored = self.manager.restore(step, args=args)
-        except Exception as error:  # orbax, tensorstore and JSON each have their own
-            earlier = [s for s in self.manager.all_steps() if s < step]
-            way_out = f"to go on from step {max(earlier)}" if earlier else "to start again"
-            cause = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"the checkpoint {self.folder / str(step)} cannot be read; move that folder away {way_out} ({cause})"
-            ) from error
-        return restored["state"], restored["extra"]
+        bad: dict[int, str] = {}
+        while True:
+            self.manager.reload()  # a run that trains meanwhile adds and removes some
+            steps = [step for step in self.manager.all_steps() if step not in bad]
+            if not steps and bad:
+                found = "; ".join(f"step {step}: {why}" for step, why in bad.items())[:400]
+                raise UserError(
+                    f"no checkpoint in {self.folder} is whole ({found}); bring one back from a copy, or move them all away "
+                    "to start again"
+                )
+            if not steps:
+                raise UserError(f"no checkpoint in {self.folder}; train first")
+            step = max(steps)
+            why = damage(self.folder / str(step)) if primary() else None
+            if agreed(why is None):
+                try:
+                    restored = self.manager.restore(step, args=args)
+                except Exception as error:  # orbax, tensorstore and JSON each have their own
+                    why = f"it cannot be read ({reason(error)})"
+                    if (self.folder / str(step) / CHECKSUMS).exists():  # so it is not damage
+                        raise UserError(f"the checkpoint {self.folder / str(step)} is whole, but {why}") from error
+                else:
+                    self._pass_over(bad, step)
+                    return restored["state"], restored["extra"]
+            bad[step] = why or "process 0 says how"
+
+    def _pass_over(self, bad: dict[int, str], step: int) -> None:
+        """Says which checkpoints were damaged, and moves them out of the way of new ones."""
+        for number, why in bad.items():
+            folder, where = self.folder / str(number), ""
+            if not folder.exists():  # a run that trains meanwhile removed it
+                continue
+            if not self.read_only and primary():
+                target = aside = self.workdir / "damaged" / str(number)
+                for again in range(1, 1000):
+                    if not aside.exists():
+                        break
+                    aside = target.with_name(f"{number}.{again}")
+                with writing(self.workdir):
+                    aside.parent.mkdir(exist_ok=True)
+                    os.replace(folder, aside)
+                where = f", was moved to {aside}"
+            note = f"the checkpoint of step {number} is damaged ({why}){where}; that of step {step} is used"
+            self.notes.append(note)
+            if self.read_only:
+                print(f"note: {note}", file=sys.stderr)
+        if bad:
+            wait_for_all("damaged")
+            self.manager.reload()
 
     def close(self) -> None:
-        self.manager.wait_until_finished()
-        self.manager.close()
+        self._finish(wait=True)
+        with contextlib.suppress(Exception) if self.failed else contextlib.nullcontext():
+            self.manager.close()

@@ -1,5 +1,6 @@
 """What a run writes for people and programs: log.txt, metrics.jsonl, TensorBoard events, the progress bar."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,8 +8,10 @@ import pathlib
 import sys
 import time
 
-import tensorboardX
 import tqdm
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from diffusion_jax.training.checkpoint import write_text
 
@@ -23,9 +26,12 @@ class RunLog:
         if not silent:
             kept = [line for line in read_metrics(workdir) if line["step"] <= step]
             write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            (workdir / "tensorboard").mkdir(exist_ok=True)
         self.metrics, self.text = metrics.open("a", buffering=1), text.open("a", buffering=1)
-        folder = str(workdir / "tensorboard")
-        self.events = tensorboardX.SummaryWriter(folder, purge_step=step + 1, write_to_disk=not silent)
+        # Not SummaryWriter: its thread dies of a full disk, and the run would wait for it for ever.
+        self.events = None if silent else EventsWriter(str(workdir / "tensorboard" / "events"), f".{os.getpid()}")
+        self.add_event(step + 1, file_version="brain.Event:2")
+        self.add_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # takes back what lies beyond
         interval = 0.2 if sys.stderr.isatty() else 10.0
         self.bar = tqdm.tqdm(
             total=num_steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True, disable=silent
@@ -34,9 +40,13 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """A line for the screen and for log.txt."""
-        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
         if not self.silent:
             tqdm.tqdm.write(message, file=sys.stdout)
+        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
+
+    def add_event(self, step: int, **what) -> None:
+        if self.events:
+            self.events.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def restart_clock(self, step: int) -> None:
         """Leaves the time since the last line out of images/s."""
@@ -47,7 +57,7 @@ class RunLog:
         metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self.metrics.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
-            self.events.add_scalar(name, value, step)
+            self.add_event(step, summary=summary.scalar(name, value))
 
     def write_training(self, step: int, metrics: dict[str, float], learning_rate: float) -> None:
         """As `write`, with the learning rate and the speed since the last such line, which the progress bar shows, too."""
@@ -59,13 +69,22 @@ class RunLog:
 
     def picture(self, name: str, image, step: int) -> None:
         """image: uint8 [H, W, C]."""
-        self.events.add_image(name, image, step, dataformats="HWC")
+        self.add_event(step, summary=summary.image(name, image, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """All so far is on the disk when this returns, so that a checkpoint is never ahead of it."""
+        for file in (self.metrics, self.text):
+            file.flush()
+            os.fsync(file.fileno())
+        if self.events:
+            self.events.flush()
 
     def close(self) -> None:
+        """Whatever cannot be written was reported by the write or by `flush`."""
         self.bar.close()
-        self.metrics.close()
-        self.text.close()
-        self.events.close()
+        for file in filter(None, (self.metrics, self.text, self.events)):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict]:

@@ -16,7 +16,7 @@ from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
 from diffusion_jax.evaluate import make_score
 from diffusion_jax.sampling import make_generate
-from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
+from diffusion_jax.training.checkpoint import Checkpoints, check_step, open_workdir, writing
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.parallel import (
@@ -56,18 +56,17 @@ class Run(NamedTuple):
 def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     """Trains to training.num_steps, from the newest checkpoint where there is one; returns the picture of the last samples.
 
-    Raises UserError for bad input and where the loss or the gradient is no longer finite, Interrupted after SIGTERM or
-    Ctrl-C, both with the last checkpoint whole.
+    Raises UserError for bad input, where the loss or the gradient is no longer finite and where the workdir cannot be written,
+    Interrupted after SIGTERM or Ctrl-C, all with the last checkpoint whole.
     """
     start()
-    with together():
-        return train_together(config, workdir)
+    with together(), writing(workdir):
+        return take_all_steps(*begin(config, workdir))
 
 
-def train_together(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    """`train`, on each of the processes."""
-    settings = config.training
-    run, state = begin(config, workdir)
+def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
+    """`train` from where `begin` left it."""
+    config, settings = run.config, run.config.training
     step, pending = int(state.step), None
     with Signals() as signals:
         try:
@@ -102,8 +101,10 @@ def train_together(config: Config, workdir: pathlib.Path) -> pathlib.Path:
                         raise Interrupted(stops)
             return finish(run, state)
         finally:
-            run.checkpoints.close()
-            run.log.close()
+            try:
+                run.checkpoints.close()
+            finally:
+                run.log.close()
 
 
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
@@ -143,13 +144,14 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     if primary():
         open_workdir(workdir, config)
     wait_for_all("workdir")
-    checkpoints = Checkpoints(workdir, settings.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     where = lay.state(jax.eval_shape(parts.init_state, init_key))
     if checkpoints.latest() is None:
         state = initial(parts.init_state, init_key, where)
     else:
         state, extra = checkpoints.restore(where)
+        check_step(workdir, int(state.step), config)  # which is not the newest one's where that is damaged
         key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32))
         if "data" in extra:  # a run made of imported weights has read none yet
             batches.set_state(extra["data"])
@@ -161,7 +163,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         plots.schedule(workdir / "plots" / "schedule.png", parts.schedule, parts.betas, config.diffusion.schedule)
     parameters = sum(a.size for a in jax.tree.leaves(state.params))
     log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {lay}")
-    for note in getattr(source, "notes", ()):
+    for note in (*checkpoints.notes, *getattr(source, "notes", ())):
         log.say(f"note: {note}")
     take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
     return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, score, checkpoints, log), state
@@ -194,6 +196,7 @@ def evaluate(run: Run, state: TrainState) -> None:
 
 
 def save(run: Run, state: TrainState, wait: bool) -> None:
+    run.log.flush()
     extra = {"key": jax.random.key_data(run.key).tolist(), "data": run.batches.get_state()}
     run.checkpoints.save(state, extra, wait)
 
