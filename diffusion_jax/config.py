@@ -59,6 +59,7 @@ class Model:
     )
     dropout: float = setting(0.0, "dropout rate in the residual blocks")
     dtype: str = setting("float32", "precision of the computation, float32 or bfloat16; parameters stay float32")
+    remat: bool = setting(False, "compute each block again in the backward pass, to save memory; the results stay")
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Training:
     sample_every: int = setting(1000, "steps between two pictures of samples; 0 for none but the last")
     checkpoint_every: int = setting(1000, "steps between two checkpoints")
     keep_checkpoints: int = setting(2, "newest checkpoints to keep")
+    profile_steps: str = setting("", 'steps to profile into workdir/profile, first and last, as in "10:15"; empty for none')
 
 
 @dataclass
@@ -186,6 +188,7 @@ class Config:
 FREE_FIELDS = {
     "data.folder",
     "data.cache",
+    "model.remat",
     "training.num_steps",
     "training.log_every",
     "training.eval_every",
@@ -193,6 +196,7 @@ FREE_FIELDS = {
     "training.sample_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.profile_steps",
     "training.steps_per_call",
 }
 
