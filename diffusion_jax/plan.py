@@ -10,7 +10,9 @@ from diffusion_jax.build import build, check_trains, make_step
 from diffusion_jax.config import Config
 from diffusion_jax.errors import UserError
 
-MEMORY_FIRST = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}  # as compilers for accelerators do
+MEMORY_FIRST: dict[str, str | bool] = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+}  # as compilers for accelerators do
 PREALLOCATED = 0.75  # the share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 
@@ -65,7 +67,11 @@ def make_plan(config: Config, devices: int = 1, shards: int = 1) -> Plan:
     traced = jax.jit(make_step(config, parts), donate_argnums=0).trace(state, key, batch)
     backend = jax.default_backend()
     compiled = traced.lower().compile(compiler_options=MEMORY_FIRST if backend == "cpu" else None)
-    memory, (counted, rolled) = compiled.memory_analysis(), flops.count(traced.jaxpr)
+    memory, costs, (counted, rolled) = compiled.memory_analysis(), compiled.cost_analysis(), flops.count(traced.jaxpr)
+    if memory is None or costs is None:
+        raise UserError(
+            f"the compiler for {backend} does not tell what its programs need; plan on another, as JAX_PLATFORMS=cpu"
+        )
     sizes = {"parameters": size(state.params), "EMA": size(state.ema_params), "optimizer": size(state.opt_state)}
     sizes["the rest"] = size(state) - sum(sizes.values())
     return Plan(
@@ -77,7 +83,7 @@ def make_plan(config: Config, devices: int = 1, shards: int = 1) -> Plan:
         batch=size(batch) * config.training.steps_per_call,
         temporary=memory.temp_size_in_bytes,
         flops=counted,
-        xla_flops=compiled.cost_analysis()["flops"],
+        xla_flops=costs["flops"],
         rolled=rolled,
         backend=backend,
     )

@@ -302,3 +302,20 @@ def test_bfloat16_tells_neighbouring_t_apart():
     exact = hidden @ params["time2"]["kernel"] + params["time2"]["bias"]
     assert embeddings["time"].dtype == jnp.float32
     np.testing.assert_allclose(embeddings["time"][1] - embeddings["time"][0], exact[1] - exact[0], atol=1e-5)
+
+
+def test_a_run_may_begin_and_cease_to_rematerialise():
+    from tiny import tiny_config
+
+    from diffusion_jax.build import build
+    from diffusion_jax.config import differences
+
+    config = tiny_config()
+    config.model.remat = True
+    assert differences(tiny_config(), config) == []
+    parts = build(config)
+    params = jax.eval_shape(parts.init_params, jax.random.key(0))
+    x, labels = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)
+    traced = jax.make_jaxpr(lambda params: parts.apply_fn(params, x, np.zeros(2), labels))(params)
+    kept = [equation for equation in traced.jaxpr.eqns if equation.primitive.name in ("checkpoint", "remat2", "remat")]
+    assert len(kept) == sum("block" in name or "attention" in name for name in params)
