@@ -8,6 +8,7 @@
   python main.py rate --workdir DIR --images SET --against SET         a page on which people judge two sets blind; then
   python main.py rate --workdir DIR --ratings FILE[,FILE ...]          how often they chose which
   python main.py data --workdir DIR --config experiments/NAME.py       counts, sizes, labels and a picture of its data
+  python main.py plan --config experiments/NAME.py [--device H100]     memory and FLOPs of a step, compiled but not run
   python main.py figures --workdir DIR [--config ...]                  the papers' figures, of a config or a run
   python main.py import --workdir DIR --config ... --weights FILE      a run from an Improved DDPM or ADM checkpoint
   python main.py export-weights --workdir DIR --weights FILE           and back, as .safetensors
@@ -26,8 +27,7 @@ from absl import flags
 
 from diffusion_jax.errors import Interrupted, UserError, nearest
 
-COMMANDS = ("train", "sample", "edit", "nll", "evaluate", "rate", "data", "figures", "import", "export-weights", "list")
-EXPERIMENTS = pathlib.Path(__file__).resolve().parent / "experiments"
+COMMANDS = ("train", "sample", "edit", "nll", "evaluate", "rate", "data", "plan", "figures", "import", "export-weights", "list")
 
 
 def run(argv: list[str]) -> None:
@@ -38,11 +38,11 @@ def run(argv: list[str]) -> None:
     command = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else "train"
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
-    from diffusion_jax import catalog, command_line, describe, edit, evaluate, figures, generate, nll, rate, weights
+    from diffusion_jax import catalog, command_line, describe, edit, evaluate, figures, generate, nll, plan, rate, weights
     from diffusion_jax.training import loop
 
     if command == "list":
-        print(catalog.catalog(EXPERIMENTS))
+        print(catalog.catalog(pathlib.Path(__file__).resolve().parent / "experiments"))
         return
     given = command_line.parse(argv, command)
     workdir, config = given.workdir, given.config
@@ -53,8 +53,8 @@ def run(argv: list[str]) -> None:
         print(f"{command.removesuffix('s')}s: {made}")
     elif command in ("nll", "data"):
         print({"nll": nll.nll, "data": describe.describe}[command](config, workdir))
-    elif command in ("evaluate", "rate"):
-        print({"evaluate": evaluate.command, "rate": rate.command}[command](given))
+    elif command in ("evaluate", "plan", "rate"):
+        print({"evaluate": evaluate.command, "plan": plan.command, "rate": rate.command}[command](given))
     elif command == "import":
         weights.import_weights(given.weights, config, workdir, given.new_attention_order)
         print(weights.on_trust(workdir))

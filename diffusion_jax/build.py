@@ -15,7 +15,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.unet import MODELS
 from diffusion_jax.sampling import check_guidance, make_grid, make_sampler, model_variance
 from diffusion_jax.training.augment import CONDITIONING
-from diffusion_jax.training.state import TrainState, init_state
+from diffusion_jax.training.parallel import AXIS, Layout
+from diffusion_jax.training.profiling import parse_steps
+from diffusion_jax.training.state import TrainState, init_state, warmed_up_ema
+from diffusion_jax.training.step import make_loss_fn, make_train_step
 from diffusion_jax.types import ApplyFn, Level, Loss, Parameterization, Sampler, Schedule, Timesteps
 
 OPTIMIZERS = ("adam", "adamw")
@@ -173,6 +176,7 @@ def check_ranges(config: Config) -> None:
             raise UserError(f"config.evaluation.{name} must be at least 10, not {getattr(config.evaluation, name)}")
     if config.evaluation.every % training.steps_per_call:
         raise UserError(f"config.evaluation.every must be a multiple of steps_per_call={training.steps_per_call}")
+    parse_steps(training.profile_steps)
     for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
         if getattr(training, name) % training.steps_per_call:
             raise UserError(f"config.training.{name} must be a multiple of steps_per_call={training.steps_per_call}")
@@ -189,6 +193,11 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
     With data.augment it may be given the augmentations' conditioning [B, 9], too; without, images are as they are.
     """
     model, (height, width, channels) = config.model, config.data.shape
+    if model.dtype == "float16":
+        raise UserError(
+            "config.model.dtype has no 'float16': its range, 6e-8 to 65,504, loses gradients unless the loss is scaled; "
+            "use bfloat16, which has float32's range"
+        )
     for resolution in model.attention_resolutions:
         levels = [height // 2**i for i in range(len(model.channel_mult))]
         if resolution not in levels:
@@ -208,6 +217,7 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
         dropout=model.dropout,
         num_classes=labels or None,
         dtype=jnp.dtype(choose(DTYPES, model.dtype, "model.dtype")),
+        remat=model.remat,
     )
 
     def apply_fn(params, x, t, cond=None, dropout_key=None, augmentation=None):
@@ -285,3 +295,28 @@ def make_optimizer(config: Config, learning_rate: Callable) -> optax.GradientTra
             raise UserError("config.training.weight_decay needs training.optimizer=adamw")
         update = optax.adam(learning_rate, training.b1, training.b2)
     return optax.chain(optax.clip_by_global_norm(training.clip_norm), update) if training.clip_norm else update
+
+
+def make_step(config: Config, parts: Parts, layout: Layout | None = None) -> Callable:
+    """The training step of `training.step.make_train_step`, as it is put on devices; None: on one.
+
+    The learning rate is one of its metrics: computed on the host's call, it would queue up behind the step that is running.
+    """
+    data, training = config.data, config.training
+    loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss, training.label_dropout, data.num_classes, data.augment)
+    step = make_train_step(
+        layout.gathered(loss_fn) if layout else loss_fn,
+        parts.optimizer,
+        warmed_up_ema(training.ema_decay),
+        parts.timesteps,
+        (parts.schedule.t_min, parts.schedule.t_max),
+        axis_name=AXIS if layout and layout.pmapped else None,
+        accumulation=training.accumulation_steps,
+        spread=layout.spread if layout else lambda tree: tree,
+    )
+
+    def step_with_rate(state, key, batch):
+        after, metrics = step(state, key, batch)
+        return after, metrics | {"learning_rate": jnp.asarray(parts.learning_rate(state.step), jnp.float32)}
+
+    return step_with_rate

@@ -4,7 +4,7 @@ import ast
 import pathlib
 import re
 
-from diffusion_jax import build, edit, grids, losses, predictions, samplers, schedules, timesteps, weightings
+from diffusion_jax import build, edit, grids, hardware, losses, predictions, samplers, schedules, timesteps, weightings
 from diffusion_jax.config import Config, fields
 from diffusion_jax.data import folder, images, sources
 from diffusion_jax.evaluation import features
@@ -52,6 +52,7 @@ def catalog(folder: pathlib.Path) -> str:
         lines += ["", f"--config.{field}"]
         lines += [f"  {name:<16} {summary(entry.__doc__)}" for name, entry in registry.items()]
     lines += [""] + [f"--config.{field:<24} {', '.join(names)}" for field, names in CHOICES.items()]
+    lines += [f"--device (of plan){'':<14} {', '.join(hardware.DEVICES)}"]
     lines += ["", "Settings, with their defaults where no experiment says otherwise:"]
     lines += [f"  --config.{path + '=' + _text(value):<46} {f.metadata['doc']}" for path, f, value in fields(Config())]
     return "\n".join(lines)

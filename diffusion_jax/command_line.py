@@ -11,7 +11,7 @@ from diffusion_jax.errors import UserError, nearest
 
 
 class Given(NamedTuple):
-    """What a command was told. weights, images, against and ratings: flags of some commands, empty for others.
+    """What a command was told. weights, images, against, ratings, device, devices: flags of some commands, empty for others.
 
     configured: whether there is a config, of a run or by --config, or at least the shape of images; else they are defaults.
     """
@@ -23,14 +23,17 @@ class Given(NamedTuple):
     images: str
     against: str
     ratings: str
+    device: str
+    devices: int
     configured: bool
 
 
 TEXTS = {"weights": "a file of weights", "images": "images to be judged", "against": "images to judge them by"}
 TEXTS |= {"workdir": "the folder of the run", "ratings": "files of ratings, with commas between them"}
+TEXTS |= {"device": "what a run is planned for, as in H100"}
 
 
-EXTRA = {"evaluate": ("images", "against"), "rate": ("images", "against", "ratings")}
+EXTRA = {"evaluate": ("images", "against"), "rate": ("images", "against", "ratings"), "plan": ("device", "devices")}
 EXTRA |= dict.fromkeys(("import", "export-weights"), ("weights", "new_attention_order"))
 
 
@@ -38,7 +41,7 @@ def parse(argv: list[str], command: str) -> Given:
     """The flags of a command; UserError for what is wrong.
 
     argv: the program's name and flags. Where --config is not given, the workdir's config.json is meant; `import` must be
-    given one, and with --images or --ratings there need be none.
+    given one, and with --images or --ratings there need be none. `plan` writes nothing and needs no workdir beside a config.
     """
     known = ("workdir", "config", *EXTRA.get(command, ()))
     names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith("-")]
@@ -51,9 +54,14 @@ def parse(argv: list[str], command: str) -> Given:
     for name, text in TEXTS.items():
         flags.DEFINE_string(name, "", text, flag_values=values)
     flags.DEFINE_bool("new_attention_order", False, "q, k and v outermost in its attention", flag_values=values)
+    flags.DEFINE_integer("devices", 1, "how many of them share a batch", flag_values=values)
     value = lambda name: values[name].value  # before all flags are known
     values(argv, known_only=True)
-    if not value("workdir"):
+    if command == "plan" and not value("workdir") and "config" not in names:
+        raise UserError(
+            "--config is missing: the experiment to plan, as in --config experiments/digits.py; or --workdir, of a run"
+        )
+    if command != "plan" and not value("workdir"):
         raise UserError("--workdir is missing: the folder of the run, as in --workdir runs/digits")
     if "weights" in known and not value("weights"):
         raise UserError("--weights is missing: the file of the weights")
@@ -77,11 +85,12 @@ def parse(argv: list[str], command: str) -> Given:
     config: Any = value("config")
     if config.model.attention_resolutions == ("",):  # --config.model.attention_resolutions= takes attention away
         config.model.attention_resolutions = ()
-    words = {name: str(value(name)) for name in ("weights", "images", "against", "ratings")}
+    words = {name: str(value(name)) for name in ("weights", "images", "against", "ratings", "device")}
     return Given(
         workdir=workdir,
         config=config,
         new_attention_order=bool(value("new_attention_order")),
+        devices=int(value("devices")),  # pyright: ignore[reportArgumentType]
         configured=configured,
         **words,
     )

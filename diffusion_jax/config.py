@@ -59,6 +59,7 @@ class Model:
     )
     dropout: float = setting(0.0, "dropout rate in the residual blocks")
     dtype: str = setting("float32", "precision of the computation, float32 or bfloat16; parameters stay float32")
+    remat: bool = setting(False, "compute each block again in the backward pass, to save memory; the results stay")
 
 
 @dataclass
@@ -99,6 +100,7 @@ class Training:
     checkpoint_every: int = setting(1000, "steps between two checkpoints")
     keep_checkpoints: int = setting(2, "newest checkpoints to keep")
     keep_every: int = setting(0, "also keep the checkpoints of this many steps and its multiples, for ever; 0 for none")
+    profile_steps: str = setting("", 'steps to profile into workdir/profile, first and last, as in "10:15"; empty for none')
 
 
 @dataclass
@@ -189,6 +191,7 @@ class Config:
 FREE_FIELDS = {
     "data.folder",
     "data.cache",
+    "model.remat",
     "training.num_steps",
     "training.log_every",
     "training.eval_every",
@@ -197,6 +200,7 @@ FREE_FIELDS = {
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.keep_every",
+    "training.profile_steps",
     "training.steps_per_call",
     "training.parallel",
     "training.fsdp",

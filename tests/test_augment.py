@@ -270,7 +270,7 @@ def test_an_augmented_run_draws_and_is_measured_without(trained, tmp_path, monke
     seen = []
     mean = lambda network, x0, eps, level, cond: x0.mean((1, 2, 3))
     monkeypatch.setattr(loop, "build", lambda config: build(config)._replace(loss=mean))
-    monkeypatch.setattr(loop, "make_train_step", lambda loss_fn, *args, **options: seen.append(loss_fn))
+    monkeypatch.setattr("diffusion_jax.build.make_train_step", lambda loss_fn, *args, **options: seen.append(loss_fn))
     run, state = loop.begin(augmented(), tmp_path / "run")
     run.checkpoints.close()
     run.log.close()

@@ -20,6 +20,7 @@ from diffusion_jax.errors import Interrupted, UserError
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoint import Checkpoints, writing
 from diffusion_jax.training.logging import RunLog
+from diffusion_jax.training.profiling import Profile
 
 
 def final_state(config, workdir):
@@ -247,7 +248,7 @@ def test_training_drops_labels_and_the_held_out_loss_keeps_them(tmp_path, monkey
     config, seen = tiny_config(label_dropout=0.5), []
     label_as_loss = lambda network, x0, eps, level, cond: cond.astype(np.float32)
     monkeypatch.setattr(loop, "build", lambda config: build(config)._replace(loss=label_as_loss))
-    monkeypatch.setattr(loop, "make_train_step", lambda loss_fn, *args, **options: seen.append(loss_fn))
+    monkeypatch.setattr("diffusion_jax.build.make_train_step", lambda loss_fn, *args, **options: seen.append(loss_fn))
     run, state = loop.begin(config, tmp_path / "run")
     run.checkpoints.close()
     run.log.close()
@@ -287,3 +288,93 @@ def test_every_kept_step_must_be_one_that_is_saved():
         build(tiny_config(keep_every=6))
     with pytest.raises(UserError, match="keep_every must be at least 0"):
         build(tiny_config(keep_every=-4))
+
+
+def test_a_profile_of_some_steps_changes_no_number(undisturbed, tmp_path):
+    loop.train(tiny_config(num_steps=4, profile_steps="3:6"), tmp_path / "run")  # ends within the profiled steps
+    assert len(traces(tmp_path / "run")) == 1
+    assert not traces(undisturbed[1])
+    loop.train(tiny_config(profile_steps="3:6"), tmp_path / "run")  # goes on within them, at step 5
+    assert len(traces(tmp_path / "run")) == 2
+    assert_same_run(undisturbed, tmp_path / "run")
+    assert (tmp_path / "run" / "log.txt").read_text().count("profile: ") == 1  # the first one was cut short
+
+
+def traces(workdir):
+    return list((workdir / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "steps_per_call", "traced"),
+    [
+        ("3:4", 0, 1, [3, 4]),
+        ("3:3", 0, 1, [3]),
+        ("3:6", 4, 1, [5, 6]),  # resumed between the two
+        ("3:4", 4, 1, []),
+        ("3:4", 8, 1, []),
+        ("3:5", 0, 2, [3, 5]),  # the calls of steps 3, 4 and 5, 6
+        ("2:3", 0, 2, [1, 3]),
+        ("9:20", 0, 1, []),
+        ("", 0, 1, []),
+    ],
+)
+def test_the_profiled_steps_are_those_that_were_asked_for(tmp_path, monkeypatch, text, start, steps_per_call, traced):
+    events = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
+    monkeypatch.setattr(
+        jax.profiler, "StepTraceAnnotation", lambda name, step_num: events.append(step_num) or contextlib.nullcontext()
+    )
+    profile = Profile(text, tmp_path)
+    for step in range(start, 8, steps_per_call):
+        with profile.begin(step, steps_per_call):
+            pass
+        profile.end(step + steps_per_call, jax.numpy.zeros(()))
+    profile.close()
+    assert events == (["start", *traced, "stop"] if traced else [])
+
+
+@pytest.mark.parametrize("text", ["10", "5:4", "0:3", "a:b", "1:2:3", "-1:3", ":", "3 : 4"])
+def test_profile_steps_that_cannot_be_read(text, tmp_path):
+    with pytest.raises(UserError, match=r"must be the first and the last step, as in \"10:15\", not"):
+        loop.train(tiny_config(profile_steps=text), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Counted:
+    """The metrics of a step, whose reading is an event, as a device's arrays would make the host wait."""
+
+    def __init__(self, step, value, events):
+        self.step, self.value, self.events = step, value, events
+
+    def __array__(self, dtype=None, copy=None):
+        self.events.append(("read", self.step))
+        return self.value
+
+
+def test_the_host_waits_for_nothing_but_the_metrics_of_the_step_before(tmp_path, monkeypatch):
+    """Every array of the device that the host reads, by any way, goes through `ArrayImpl._value`, and every wait through
+    block_until_ready: between the first and the last dispatch there must be neither, besides the metrics of the step before.
+    """
+    run, state = loop.begin(tiny_config(eval_every=0, checkpoint_every=8), tmp_path / "run")
+    events, names = [], {name: np.ones(1, np.float32) for name in ("loss", "grad_norm", "learning_rate")}
+
+    def take_steps(state, key, batches):
+        step = 1 + sum(what == "step" for what, _ in events)
+        events.append(("step", step))
+        return state.replace(step=step), {name: Counted(step, value, events) for name, value in names.items()}
+
+    array, value = type(state.step), type(state.step)._value
+    monkeypatch.setattr(array, "_value", property(lambda a: events.append(("wait", a.shape)) or value.fget(a)))
+    monkeypatch.setattr(array, "block_until_ready", lambda a: events.append(("wait", a.shape)) or a)
+    monkeypatch.setattr(loop, "begin", lambda config, workdir: (run._replace(take_steps=take_steps), state))
+    monkeypatch.setattr(loop, "draw_picture", lambda run, state: None)
+    monkeypatch.setattr(loop, "save", lambda run, state, wait: None)
+    monkeypatch.setattr(loop, "finish", lambda run, state: None)
+    loop.train(run.config, tmp_path / "run")
+    expected = [("step", 1)]
+    for step in range(2, 9):
+        expected += [("step", step)] + [("read", step - 1)] * len(names)
+    start = events.index(("step", 1))
+    assert events[start : start + len(expected)] == expected
+    assert events[start + len(expected) :] == [("read", 8)] * len(names)

@@ -204,7 +204,10 @@ BAD_INPUT = [
     (("train", *TRAIN, "--config.model.channel_mult=1,1,1,1,1"), "cannot be halved 4 times"),
     (("train", *TRAIN, "--config.model.attention_resolutions=8", "--config.model.heads=3"), "3"),
     (("train", *TRAIN, "--config.model.attention_resolutions=5"), "the levels have heights [8]"),
-    (("train", *TRAIN, "--config.model.dtype=float16"), "config.model.dtype has no 'float16'"),
+    (("train", *TRAIN, "--config.model.dtype=float16"), "use bfloat16, which has float32's range"),
+    (("train", *TRAIN, "--config.training.profile_steps=5"), "the first and the last step, as in \"10:15\", not '5'"),
+    (("plan", "--config", "{experiment}", "--devices=3"), "batch_size=16 is not divisible by 3"),
+    (("train", *TRAIN, "--device=H100"), "unknown flag --device"),
     (("train", *TRAIN, "--config.diffusion.norm=l3"), "config.diffusion.norm"),
     (
         ("train", "--workdir", "{run}", "--config", "{experiment}", "--config.seed=3"),

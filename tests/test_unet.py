@@ -4,7 +4,9 @@ import functools
 import math
 import re
 
+import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -211,3 +213,109 @@ def test_parameter_count_is_the_peers(reference, name):
     labels = (np.zeros(2, np.int32),) if classes else ()
     params = init_shapes(model, *inputs(channels=config["in_channels"]), *labels)
     assert sum(math.prod(a.shape) for a in jax.tree.leaves(params)) == recorded["count"]
+
+
+def rematerialised():
+    """(gradients of a dropped-out network at 16 x 16, jitted, the model's parameters) without and with `remat`."""
+    x, t = inputs(4, 16, 16)
+    model = SMALL.clone(dropout=0.3, blocks=2)
+    shapes = jax.tree.map(jnp.shape, init_shapes(model, x, t))
+    assert jax.tree.map(jnp.shape, init_shapes(model.clone(remat=True), x, t)) == shapes
+    for remat in (False, True):
+        apply = functools.partial(model.clone(remat=remat).apply, train=True, rngs={"dropout": jax.random.key(5)})
+        yield jax.jit(jax.grad(lambda params, apply=apply: jnp.mean(apply({"params": params}, x, t) ** 2)))
+
+
+def test_rematerialised_blocks_give_the_same_gradients_in_less_memory():
+    params, results, memory = random_params(SMALL.clone(dropout=0.3, blocks=2)), [], []
+    # the CPU's usual order of operations favours speed and keeps all that it can
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None
+    for gradient in rematerialised():
+        compiled = gradient.lower(params).compile(compiler_options=options)
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+        results.append(compiled(params))
+    scale = max(np.abs(a).max() for a in jax.tree.leaves(results[0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale), *results)
+    assert memory[1] < 0.8 * memory[0]
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, with those inside of others."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def dtypes(found, *names):
+    return {
+        str(v.aval.dtype) for equation in found if equation.primitive.name in names for v in equation.invars if v.aval.shape
+    }
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_in_bfloat16_norms_softmax_embedding_and_loss_are_float32_and_the_products_are_not(scale_shift):
+    model = SMALL.clone(dtype=jnp.bfloat16, num_classes=4, scale_shift=scale_shift)
+    x, t = inputs()
+    labels, augmentation = np.zeros(2, np.int32), np.zeros((2, 9), np.float32)
+    init = lambda key: model.init(key, x, t, labels, augmentation)["params"]
+    params = jax.eval_shape(init, jax.random.key(0))
+    loss = lambda params: jnp.mean(model.apply({"params": params}, x, t, labels, augmentation) ** 2)
+    for function in (loss, jax.grad(loss)):
+        traced = jax.make_jaxpr(function)(params)
+        assert {str(v.aval.dtype) for v in traced.jaxpr.outvars} == {"float32"}
+        found = list(equations(traced.jaxpr))
+        # sums (of the norms' statistics, the softmax and the loss), roots, exponentials and the waves of t
+        assert dtypes(found, "rsqrt", "exp", "sin", "cos", "reduce_max", "square") == {"float32"}
+        if function is loss:
+            assert dtypes(found, "reduce_sum") == {"float32"}
+            products = [e for e in found if e.primitive.name == "dot_general"]
+            embeds = [e for e in products if all(v.aval.ndim == 2 for v in e.invars)]  # [B, features] by a matrix
+            assert len(embeds) == 3 + sum("block" in name for name in params)  # time1, time2, augmentation, every block's
+            assert dtypes(embeds, "dot_general") == {"float32"}
+            rest = [e for e in products if e not in embeds]
+            assert len(rest) == 4 * sum("attention" in name for name in params)
+            # qkv, q k^T and the projection; the softmax's product with v takes it as bfloat16, too
+            assert dtypes(rest, "dot_general") == {"bfloat16"}
+            convolutions = [e for e in found if e.primitive.name == "conv_general_dilated"]
+            assert dtypes(convolutions[:-1], "conv_general_dilated") == {"bfloat16"}
+            assert dtypes(convolutions[-1:], "conv_general_dilated") == {"float32"}
+            softmax = [e for e in found if e.primitive.name == "exp" and e.outvars[0].aval.ndim >= 3]
+            assert len(softmax) == sum("attention" in name for name in params)
+
+
+def test_bfloat16_tells_neighbouring_t_apart():
+    model = SMALL.clone(dtype=jnp.bfloat16)
+    params, x = random_params(SMALL), np.repeat(inputs(1)[0], 2, axis=0)
+    embeddings = {}
+
+    def watch(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.module.name == "time2":
+            embeddings["time"] = result
+        return result
+
+    with nn.intercept_methods(watch):
+        model.apply({"params": params}, x, np.array([500.0, 501.0], np.float32))
+    sinusoids = sinusoidal(np.array([500.0, 501.0], np.float32), 16)
+    hidden = nn.silu(sinusoids @ params["time1"]["kernel"] + params["time1"]["bias"])
+    exact = hidden @ params["time2"]["kernel"] + params["time2"]["bias"]
+    assert embeddings["time"].dtype == jnp.float32
+    np.testing.assert_allclose(embeddings["time"][1] - embeddings["time"][0], exact[1] - exact[0], atol=1e-5)
+
+
+def test_a_run_may_begin_and_cease_to_rematerialise():
+    from tiny import tiny_config
+
+    from diffusion_jax.build import build
+    from diffusion_jax.config import differences
+
+    config = tiny_config()
+    config.model.remat = True
+    assert differences(tiny_config(), config) == []
+    parts = build(config)
+    params = jax.eval_shape(parts.init_params, jax.random.key(0))
+    x, labels = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)
+    traced = jax.make_jaxpr(lambda params: parts.apply_fn(params, x, np.zeros(2), labels))(params)
+    kept = [equation for equation in traced.jaxpr.eqns if equation.primitive.name in ("checkpoint", "remat2", "remat")]
+    assert len(kept) == sum("block" in name or "attention" in name for name in params)

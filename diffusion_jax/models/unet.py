@@ -45,7 +45,7 @@ class ResBlock(nn.Module):
         h = conv(self.features, 3, self.dtype, "conv1")(h)
 
         width = self.features * (2 if self.scale_shift else 1)
-        e = nn.Dense(width, dtype=self.dtype, name="embedding")(nn.silu(embedding))[:, None, None]
+        e = nn.Dense(width, dtype=jnp.float32, name="embedding")(nn.silu(embedding))[:, None, None]
         if self.scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
             h = group_norm(self.features, "norm2")(h) * (1 + scale) + shift
@@ -65,7 +65,9 @@ class UNet(nn.Module):
     Every level i has `blocks` residual blocks of channels * channel_mult[i] on the way down and blocks + 1 on the way up;
     between levels the image is halved, so H and W must be divisible by 2^(levels - 1). Attention follows the residual
     blocks where the image has been halved to one of `attention_factors`: 1 is full size, 2 half, 4 a quarter
-    ("attention_resolutions" in the papers' code). GroupNorm, softmax and the output are float32 whatever `dtype` is.
+    ("attention_resolutions" in the papers' code). Whatever `dtype` is, parameters, the embedding of t, labels and
+    augmentation, GroupNorm, softmax and the output are float32; `dtype` is that of convolutions, attention and what they add
+    up to. `remat`: the backward pass computes every block's inside again in place of keeping it.
 
     `augmentation`, numbers that say what was done to an image, enters the embedding through a linear layer without bias
     (Karras et al. 2022, appendix F.2); so None is all zeros, and the layer is made only where init is given some.
@@ -84,6 +86,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     num_classes: int | None = None
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -100,22 +103,26 @@ class UNet(nn.Module):
         (height, width), halvings = x.shape[1:3], len(self.channel_mult) - 1
         if height % 2**halvings or width % 2**halvings:
             raise ValueError(f"images of {height} x {width} cannot be halved {halvings} times, once between two levels")
-        dense = lambda name: nn.Dense(4 * self.channels, dtype=self.dtype, name=name)
+        # bfloat16 has 8 bits: it would take most pairs of neighbouring t for one
+        dense = lambda name: nn.Dense(4 * self.channels, dtype=jnp.float32, name=name)
         embedding = dense("time2")(nn.silu(dense("time1")(sinusoidal(self.time_scale * t, self.channels))))
         if labels is not None and self.num_classes is not None:
-            embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=self.dtype, name="label")(labels)
+            embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=jnp.float32, name="label")(labels)
         if augmentation is not None:
-            embedding += nn.Dense(4 * self.channels, use_bias=False, dtype=self.dtype, name="augmentation")(augmentation)
+            embedding += nn.Dense(4 * self.channels, use_bias=False, dtype=jnp.float32, name="augmentation")(augmentation)
+
+        residual_class = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock  # `train` is no array
+        attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
 
         def res_block(h, features, name, resample=None):
-            block = ResBlock(features, self.scale_shift, self.dropout, self.dtype, resample, name=name)
+            block = residual_class(features, self.scale_shift, self.dropout, self.dtype, resample, name=name)
             return block(h, embedding, train)
 
         def attention(h, name):
             if self.head_channels and h.shape[-1] % self.head_channels:
                 raise ValueError(f"an attention of {h.shape[-1]} channels has no heads of {self.head_channels} channels")
             heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
-            return SelfAttention(heads, self.dtype, name=name)(h)
+            return attention_class(heads, self.dtype, name=name)(h)
 
         last = len(self.channel_mult) - 1
         h = conv(self.channels, 3, self.dtype, "conv_in")(x)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import generate, pictures, plots, timesteps
-from diffusion_jax.build import Parts, build, check_trains
+from diffusion_jax.build import Parts, build, check_trains, make_step
 from diffusion_jax.config import Config, choose
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
@@ -20,7 +20,6 @@ from diffusion_jax.training.checkpoint import Checkpoints, check_step, open_work
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.parallel import (
-    AXIS,
     KINDS,
     check_batch,
     initial,
@@ -33,8 +32,9 @@ from diffusion_jax.training.parallel import (
     together,
     wait_for_all,
 )
-from diffusion_jax.training.state import TrainState, warmed_up_ema
-from diffusion_jax.training.step import make_loss_fn, make_train_step
+from diffusion_jax.training.profiling import Profile
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import make_loss_fn
 
 
 class Run(NamedTuple):
@@ -68,12 +68,18 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
     """`train` from where `begin` left it."""
     config, settings = run.config, run.config.training
     step, pending = int(state.step), None
+    profile = Profile(settings.profile_steps, run.workdir / "profile")
     with Signals() as signals:
         try:
             while step < settings.num_steps:
-                batches = [next(run.batches) for _ in range(settings.steps_per_call)]
-                state, metrics = run.take_steps(state, run.key, jax.tree.map(lambda *a: np.stack(a), *batches))
+                # Between pictures and checkpoints the host waits for one thing, the metrics of the step before, while the
+                # device has this one to do (test_loop.py counts).
+                with profile.begin(step, settings.steps_per_call):
+                    batches = [next(run.batches) for _ in range(settings.steps_per_call)]
+                    state, metrics = run.take_steps(state, run.key, jax.tree.map(lambda *a: np.stack(a), *batches))
                 step += settings.steps_per_call
+                if profile.end(step, metrics):
+                    run.log.say(f"profile: {run.workdir / 'profile'}, for XProf or TensorBoard's profile plugin")
                 if pending is None:
                     run.log.restart_clock(step - settings.steps_per_call)  # leaves compilation and pauses out of images/s
                 else:
@@ -102,6 +108,7 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
             return finish(run, state)
         finally:
             try:
+                profile.close()
                 run.checkpoints.close()
             finally:
                 run.log.close()
@@ -126,18 +133,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         evaluate = make_evaluate(loss_fn, distribution, held_out, settings.eval_examples, settings.batch_size, config.seed)
     else:
         evaluate = lambda params: float("nan")
-    step_fn = make_train_step(
-        lay.gathered(
-            make_loss_fn(parts.apply_fn, parts.schedule, parts.loss, settings.label_dropout, data.num_classes, data.augment)
-        ),
-        parts.optimizer,
-        warmed_up_ema(settings.ema_decay),
-        parts.timesteps,
-        (parts.schedule.t_min, parts.schedule.t_max),
-        axis_name=AXIS if lay.pmapped else None,
-        accumulation=settings.accumulation_steps,
-        spread=lambda a: a if lay.pmapped else jax.lax.with_sharding_constraint(a, lay.examples(1)),
-    )
+    step_fn = make_step(config, parts, lay)
     draw = make_generate(config, parts, weak=generate.weak_params(config))
     score = make_score(config) if config.evaluation.every else lambda draw, params: {}
 
@@ -183,8 +179,9 @@ def record(run: Run, step: int, metrics) -> None:
                 "A lower learning_rate, a longer warmup_steps, a clip_norm or float32 may help"
             )
     if step % run.config.training.log_every == 0:
-        rate = float(run.parts.learning_rate(step - 1))
-        run.log.write_training(step, {name: float(values[-1]) for name, values in metrics.items()}, rate)
+        last = {name: float(values[-1]) for name, values in metrics.items()}
+        rate = last.pop("learning_rate")
+        run.log.write_training(step, last, rate)
 
 
 def evaluate(run: Run, state: TrainState) -> None:

@@ -170,6 +170,10 @@ class Layout(NamedTuple):
             return loss_fn
         return lambda params, *args: loss_fn(jax.lax.with_sharding_constraint(params, self.whole), *args)
 
+    def spread(self, parts: PyTree) -> PyTree:
+        """The parts of an accumulated batch, arrays [parts, b, ...], each on all devices."""
+        return parts if self.pmapped else jax.lax.with_sharding_constraint(parts, self.examples(1))
+
 
 def layout(kind: str = "auto", fsdp: int = 1) -> Layout:
     """kind: config.training.parallel. fsdp: devices that share one copy of the state. Raises UserError."""
