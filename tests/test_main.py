@@ -132,7 +132,7 @@ def test_attention_can_be_taken_away(tmp_path):
     from diffusion_jax.command_line import parse
 
     flag = "--config.model.attention_resolutions="
-    given = parse(["main.py", "--workdir", "new", "--config", str(ROOT / "experiments" / "digits.py"), flag])
+    given = parse(["main.py", "--workdir", "new", "--config", str(ROOT / "experiments" / "digits.py"), flag], "train")
     assert given.config.model.attention_resolutions == ()
 
 

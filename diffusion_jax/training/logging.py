@@ -73,7 +73,7 @@ class RunLog:
 
     def flush(self) -> None:
         """All so far is on the disk when this returns, so that a checkpoint is never ahead of it."""
-        for file in (self.metrics, self.text):
+        for file in () if self.silent else (self.metrics, self.text):
             file.flush()
             os.fsync(file.fileno())
         if self.events:

@@ -30,7 +30,9 @@ class Profile:
     def begin(self, step: int, count: int = 1) -> contextlib.AbstractContextManager:
         """To be entered round the steps step + 1 ... step + count, from their data to their dispatch."""
         if self.steps and not self.running and step < self.steps[1] and step + count >= self.steps[0]:
-            jax.profiler.start_trace(str(self.folder))
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # it would slow the host, whose share in the time is of interest
+            jax.profiler.start_trace(str(self.folder), profiler_options=options)
             self.running = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step + 1) if self.running else contextlib.nullcontext()
 
