@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import tempfile
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
 from diffusion_jax.sampling import make_generate
 from diffusion_jax.training.checkpoint import write_text
-from diffusion_jax.training.parallel import primary, start, together
+from diffusion_jax.training.parallel import primary, process, start, together, wait_for_all
 from diffusion_jax.version import __version__
 from diffusion_jax.weights import fingerprint
 
@@ -34,7 +35,11 @@ def command(given: Given) -> pathlib.Path:
     """What `main.py evaluate` does with its flags: `evaluate` or, with --images, `compare`."""
     start()
     with together():
-        return chosen(given)
+        if process()[1] > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX's own handler waits to be asked; features go on anyway
+        path = chosen(given)
+        wait_for_all("evaluated")
+        return path
 
 
 def chosen(given: Given) -> pathlib.Path:

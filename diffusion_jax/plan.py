@@ -9,6 +9,7 @@ from diffusion_jax import flops, hardware
 from diffusion_jax.build import build, check_trains, make_step
 from diffusion_jax.config import Config
 from diffusion_jax.errors import UserError
+from diffusion_jax.training.parallel import cut_axis
 
 MEMORY_FIRST: dict[str, str | bool] = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
@@ -45,15 +46,23 @@ def size(tree) -> int:
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def make_plan(config: Config, devices: int = 1, shards: int = 1) -> Plan:
+def held(tree, fsdp: int) -> float:
+    """Bytes of a state on one of the devices that share a copy, as `parallel.Layout.cut` cuts it up."""
+    return sum(size(a) / (1 if cut_axis(a.shape, fsdp) is None else fsdp) for a in jax.tree.leaves(tree))
+
+
+def make_plan(config: Config, devices: int = 1) -> Plan:
     """Compiles a step of one device's share of the batch; no array is made, no data read.
 
-    shards: over how many devices the state is cut up.
+    With training.fsdp the parameters that a device gathers count as temporary, all of them at once, the worst that may be.
     """
+    fsdp = config.training.fsdp
     parts, share = build(config), devices * config.training.accumulation_steps
     check_trains(config)
     if devices < 1:
         raise UserError(f"--devices must be at least 1, not {devices}")
+    if fsdp < 1 or devices % fsdp:
+        raise UserError(f"config.training.fsdp={fsdp} must divide the number of devices, --devices {devices}")
     if config.training.batch_size % share:
         raise UserError(
             f"training.batch_size={config.training.batch_size} is not divisible by {share} (devices x accumulation)"
@@ -72,16 +81,17 @@ def make_plan(config: Config, devices: int = 1, shards: int = 1) -> Plan:
         raise UserError(
             f"the compiler for {backend} does not tell what its programs need; plan on another, as JAX_PLATFORMS=cpu"
         )
-    sizes = {"parameters": size(state.params), "EMA": size(state.ema_params), "optimizer": size(state.opt_state)}
-    sizes["the rest"] = size(state) - sum(sizes.values())
+    kinds = {"parameters": state.params, "EMA": state.ema_params, "optimizer": state.opt_state}
+    sizes = {part: held(tree, fsdp) for part, tree in kinds.items()}
+    sizes["the rest"] = held(state, fsdp) - sum(sizes.values())
     return Plan(
         dtype=config.model.dtype,
         devices=devices,
         images=images,
         parameters=sum(a.size for a in jax.tree.leaves(state.params)),
-        state={part: count / shards for part, count in sizes.items()},
+        state=sizes,
         batch=size(batch) * config.training.steps_per_call,
-        temporary=memory.temp_size_in_bytes,
+        temporary=memory.temp_size_in_bytes + (size(state.params) if fsdp > 1 else 0),
         flops=counted,
         xla_flops=costs["flops"],
         rolled=rolled,

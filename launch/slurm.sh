@@ -13,7 +13,7 @@
 set -u
 # One task a GPU, as JAX expects it under SLURM; it finds the other tasks by itself.
 # SIGTERM comes five minutes before the time is up, or when the job is preempted: all tasks save and end with 143.
-srun --kill-on-bad-exit=1 .venv/bin/python main.py --workdir "${WORKDIR:-runs/cosine}" --config "${CONFIG:-experiments/cosine.py}"
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" .venv/bin/python main.py --workdir "${WORKDIR:-runs/cosine}" --config "${CONFIG:-experiments/cosine.py}"
 status=$?
 if [ "$status" -eq 143 ]; then
   scontrol requeue "$SLURM_JOB_ID" # the same command goes on from the step that was saved

@@ -10,7 +10,13 @@ everywhere() { gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker=all
 
 everywhere "set -e
   [ -d diffusion_jax ] || git clone --depth 1 '$REPOSITORY' diffusion_jax
-  cd diffusion_jax && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'
-  mkdir -p ~/bucket && (mountpoint -q ~/bucket || gcsfuse --implicit-dirs '$BUCKET' ~/bucket)"
+  cd diffusion_jax
+  # the hosts' own Python may be older than 3.11
+  [ -x ~/.local/bin/uv ] || python3 -m pip install -q --user uv
+  [ -d .venv ] || ~/.local/bin/uv venv -q -p 3.12 .venv
+  ~/.local/bin/uv pip install -q -p .venv/bin/python -e '.[tpu]'
+  # without caches, since all hosts write; with renames of folders, by which a checkpoint is completed
+  mkdir -p ~/bucket && (mountpoint -q ~/bucket || gcsfuse --implicit-dirs --rename-dir-limit=100000 --stat-cache-ttl=0 \
+    --type-cache-ttl=0 '$BUCKET' ~/bucket)"
 everywhere "cd diffusion_jax && .venv/bin/python main.py --workdir ~/bucket/runs/\$(basename '$CONFIG' .py) --config '$CONFIG' \
   --config.data.folder=\$HOME/bucket/tensorflow_datasets"

@@ -1,6 +1,8 @@
 """Run by test_parallel.py: trains the tiny run for five steps on the devices and processes that there are, in given layouts.
 
-    python layouts_program.py FOLDER NAME:PARALLEL:FSDP ...
+    python layouts_program.py FOLDER NAME:PARALLEL:FSDP[+PARALLEL:FSDP] ...
+
+A run with two layouts goes from the first to the second after its second step.
 
 Writes FOLDER/NAME.npz: the parameters, and 16 samples drawn on all devices. Process 0 alone writes.
 """
@@ -24,10 +26,12 @@ loop.draw_picture = lambda run, state: None  # 16 samples are drawn below
 parallel.start()
 folder = pathlib.Path(sys.argv[1])
 for words in sys.argv[2:]:
-    name, kind, fsdp = words.split(":")
-    config = tiny_config(num_steps=5, batch_size=16, parallel=kind, fsdp=int(fsdp), eval_every=0, checkpoint_every=5)
-    config.model.dropout, config.sampling.num = 0.0, 16
-    loop.train(config, folder / name)
+    name, layouts = words.split(":", 1)
+    several = [layout.split(":") for layout in layouts.split("+")]
+    for num_steps, (kind, fsdp) in zip((2, 5)[-len(several) :], several, strict=True):
+        config = tiny_config(num_steps=num_steps, eval_every=0, checkpoint_every=5, parallel=kind, fsdp=int(fsdp))
+        config.model.dropout, config.sampling.num = 0.0, 16
+        loop.train(config, folder / name)
     parts = build(config)
     params, step = restore_params(config, parts, folder / name, ema=False)
     samples = make_generate(config, parts)(params, np.arange(16))

@@ -6,10 +6,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from tiny import ROOT, command, environment, experiment_file
+
+from diffusion_jax.build import build
+from diffusion_jax.plan import held
 
 TESTS = ROOT / "tests"
 OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -41,7 +45,8 @@ def layouts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layouts")
     program = [sys.executable, str(TESTS / "layouts_program.py"), str(folder)]
     started = [subprocess.Popen([*program, "one:auto:1"], env=devices(1), **OUTPUT)]
-    started += [subprocess.Popen([*program, "pmap:pmap:1", "mesh:mesh:1", "fsdp:auto:2"], env=devices(8), **OUTPUT)]
+    eight = ["pmap:pmap:1", "mesh:mesh:1", "fsdp:auto:2", "moved:pmap:1+auto:2"]
+    started += [subprocess.Popen([*program, *eight], env=devices(8), **OUTPUT)]
     started += processes([[*program, "processes:auto:2"]] * 2)
     for process in started:
         errors = process.communicate(timeout=500)[1]
@@ -49,7 +54,7 @@ def layouts(tmp_path_factory):
     return {path.stem: tiny.arrays(path) for path in folder.glob("*.npz")}
 
 
-@pytest.mark.parametrize("name", ["pmap", "mesh", "fsdp", "processes"])
+@pytest.mark.parametrize("name", ["pmap", "mesh", "fsdp", "moved", "processes"])
 def test_a_run_is_the_same_however_it_lies_on_devices(layouts, name):
     """Five steps from data to Adam. A bias before a group norm has no gradient but rounding, which Adam makes steps of."""
     one, found = layouts["one"], layouts[name]
@@ -64,6 +69,9 @@ def test_a_run_is_the_same_however_it_lies_on_devices(layouts, name):
 
 def test_sharing_a_copy_of_the_state_shrinks_it(layouts):
     assert layouts["pmap"]["held"] == layouts["mesh"]["held"] == layouts["one"]["held"]
+    config = tiny.tiny_config(fsdp=2)
+    state = jax.eval_shape(build(config).init_state, jax.eval_shape(lambda: jax.random.key(0)))
+    assert held(state, 2) == layouts["fsdp"]["held"] < held(state, 1) == layouts["one"]["held"]
     for name in ("fsdp", "processes"):
         assert layouts[name]["held"] < 0.6 * layouts["one"]["held"]
 

@@ -109,10 +109,13 @@ def test_accumulation_changes_the_memory_and_not_the_flops(plan):
     assert accumulated.state == plan.state
 
 
-def test_devices_share_the_batch_and_shards_the_state(plan):
-    shared = make_plan(tiny_config(), devices=4, shards=2)
+def test_devices_share_the_batch_and_the_state(plan):
+    shared = make_plan(tiny_config(fsdp=2), devices=4)
     assert (shared.images, shared.batch) == (4, plan.batch // 4)
-    assert shared.state == {part: count / 2 for part, count in plan.state.items()}
+    for part in ("parameters", "EMA", "optimizer"):
+        assert 0.5 * plan.state[part] < shared.state[part] < 0.6 * plan.state[part]  # small arrays are whole
+    with pytest.raises(UserError, match="training.fsdp=2 must divide the number of devices, --devices 3"):
+        make_plan(tiny_config(fsdp=2), devices=3)
     assert shared.flops == pytest.approx(plan.flops / 4, rel=0.02)
     h100 = hardware.DEVICES["H100"]
     assert shared.bound(h100) == pytest.approx(4 * plan.bound(h100), rel=0.02)

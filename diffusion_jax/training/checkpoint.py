@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from diffusion_jax.config import Config, differences, load, to_json
 from diffusion_jax.errors import UserError
-from diffusion_jax.training.parallel import agreed, primary, wait_for_all
+from diffusion_jax.training.parallel import agreed, primary, process, wait_for_all
 from diffusion_jax.training.state import TrainState
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # which only writing meets
@@ -223,6 +223,7 @@ class Checkpoints:
         while True:
             self.manager.reload()  # a run that trains meanwhile adds and removes some
             steps = [step for step in self.manager.all_steps() if step not in bad]
+            steps = [step] if (step := agreed(max(steps, default=-1))) >= 0 else []
             if not steps and bad:
                 found = "; ".join(f"step {step}: {why}" for step, why in bad.items())[:400]
                 raise UserError(
@@ -231,14 +232,15 @@ class Checkpoints:
                 )
             if not steps:
                 raise UserError(f"no checkpoint in {self.folder}; train first")
-            step = max(steps)
             why = damage(self.folder / str(step)) if primary() else None
             if agreed(why is None):
                 try:
                     restored = self.manager.restore(step, args=args)
                 except Exception as error:  # orbax, tensorstore and JSON each have their own
                     why = f"it cannot be read ({reason(error)})"
-                    if (self.folder / str(step) / CHECKSUMS).exists():  # so it is not damage
+                    if (self.folder / str(step) / CHECKSUMS).exists() or process()[
+                        1
+                    ] > 1:  # so it is not damage, or others wait
                         raise UserError(f"the checkpoint {self.folder / str(step)} is whole, but {why}") from error
                 else:
                     self._pass_over(bad, step)

@@ -1,5 +1,6 @@
 """The command `train`: the training loop, in the order of time."""
 
+import os
 import pathlib
 import signal
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.parallel import (
     KINDS,
+    agreed,
     check_batch,
     initial,
     layout,
@@ -68,7 +70,7 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
     """`train` from where `begin` left it."""
     config, settings = run.config, run.config.training
     step, pending = int(state.step), None
-    profile = Profile(settings.profile_steps, run.workdir / "profile")
+    profile = Profile(settings.profile_steps if primary() else "", run.workdir / "profile")
     with Signals() as signals:
         try:
             while step < settings.num_steps:
@@ -143,7 +145,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     checkpoints = Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     where = lay.state(jax.eval_shape(parts.init_state, init_key))
-    if checkpoints.latest() is None:
+    if agreed(checkpoints.latest() is None):
         state = initial(parts.init_state, init_key, where)
     else:
         state, extra = checkpoints.restore(where)
@@ -217,7 +219,7 @@ def draw_picture(run: Run, state: TrainState) -> None:
 
 def finish(run: Run, state: TrainState) -> pathlib.Path:
     wait_for_all("finish")
-    if not picture_path(run, state).exists():  # the run was complete, but stopped before its picture
+    if not agreed(picture_path(run, state).exists()):  # the run was complete, but stopped before its picture
         draw_picture(run, state)
     run.log.bar.close()
     run.log.say(f"trained to step {int(state.step)}; samples: {picture_path(run, state)}")
@@ -230,11 +232,15 @@ class Signals:
     number = 0
 
     def __enter__(self):
+        alone = process()[1] == 1  # else JAX listens to SIGTERM, and `preempted` tells all processes alike
+
         def handler(number, frame):
-            self.number = number
+            if alone:
+                self.number = number
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
             signal.signal(number, self.before[number])
 
-        alone = process()[1] == 1  # else JAX listens to SIGTERM, and `preempted` tells all processes alike
         numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
         self.before = {number: signal.signal(number, handler) for number in numbers}
         return self

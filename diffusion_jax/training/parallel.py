@@ -48,9 +48,14 @@ def start() -> None:
         number, process = (int(found[name]) for name in named)
         if process >= number:
             raise UserError(f"JAX_PROCESS_ID={process} must be below JAX_NUM_PROCESSES={number}")
-        jax.distributed.initialize(address, number, process)
+        jax.distributed.initialize(address, number, process, cluster_detection_method="deactivate")  # all local devices
     elif any(size.isdecimal() and int(size) > 1 for size in sizes):
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise UserError(
+                f"JAX does not find the other processes ({error}); set JAX_COORDINATOR_ADDRESS, {' and '.join(named)}"
+            ) from None
     elif importlib.util.find_spec("libtpu"):
         with contextlib.suppress(ValueError):  # there is the library, but no TPU
             jax.distributed.initialize()
@@ -125,9 +130,26 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+ASKED = [0]  # the last step that `preempted` was asked after
+
+
 def preempted(step: int) -> bool:
-    """Whether, after this step, all processes stop, since one of them got SIGTERM; every process must ask at every step."""
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+    """Whether, after this step, all processes stop, since one of them got SIGTERM; every process must ask after the same steps.
+
+    JAX agrees on one step by its number, which may lie between those asked after: it is asked about these, too.
+    """
+    if jax.process_count() == 1:
+        return False
+    steps, ASKED[0] = range(min(ASKED[0], step - 1) + 1, step + 1), step
+    return any([multihost_utils.reached_preemption_sync_point(number) for number in steps])
+
+
+def cut_axis(shape: tuple[int, ...], fsdp: int) -> int | None:
+    """The longest axis that fsdp divides, the last of several; None where there is none, or fewer than LEAST numbers."""
+    axes = [axis for axis, length in enumerate(shape) if length % fsdp == 0]
+    if fsdp == 1 or not axes or np.prod(shape) < LEAST:
+        return None
+    return max(axes, key=lambda axis: (shape[axis], axis))
 
 
 class Layout(NamedTuple):
@@ -152,13 +174,9 @@ class Layout(NamedTuple):
         return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXES))
 
     def cut(self, shape: tuple[int, ...]) -> NamedSharding:
-        """Of an array of the state: cut along its longest axis that fsdp divides, the last of several; small ones are whole."""
-        size = self.mesh.shape["fsdp"]
-        axes = [axis for axis, length in enumerate(shape) if length % size == 0]
-        if size == 1 or not axes or np.prod(shape) < LEAST:
-            return self.whole
-        longest = max(axes, key=lambda axis: (shape[axis], axis))
-        return NamedSharding(self.mesh, PartitionSpec(*(None,) * longest, "fsdp"))
+        """Of an array of the state, cut along its `cut_axis`."""
+        axis = cut_axis(shape, self.mesh.shape["fsdp"])
+        return self.whole if axis is None else NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     def state(self, shapes: PyTree) -> PyTree:
         """`shapes` (of eval_shape) with the place of every array: parameters, their average and the optimizer's alike."""
