@@ -72,6 +72,6 @@ def compilation_cache(tmp_path_factory):
     base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # the same for all processes of a test run
     folder = str(base / "compilation_cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"  # in place of a second
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # in place of a second
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -238,9 +238,8 @@ class Checkpoints:
                     restored = self.manager.restore(step, args=args)
                 except Exception as error:  # orbax, tensorstore and JSON each have their own
                     why = f"it cannot be read ({reason(error)})"
-                    if (self.folder / str(step) / CHECKSUMS).exists() or process()[
-                        1
-                    ] > 1:  # so it is not damage, or others wait
+                    sealed = (self.folder / str(step) / CHECKSUMS).exists()  # so it is not damage
+                    if sealed or process()[1] > 1:
                         raise UserError(f"the checkpoint {self.folder / str(step)} is whole, but {why}") from error
                 else:
                     self._pass_over(bad, step)

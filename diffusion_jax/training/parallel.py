@@ -34,7 +34,7 @@ LEAST = 1024  # numbers of an array that is worth cutting up
 def start() -> None:
     """Joins the processes of a run, where the environment says that there are several.
 
-    They are found by themselves on TPU pods, under SLURM and under Open MPI. Elsewhere JAX_COORDINATOR_ADDRESS, the host and
+    They are found by themselves on TPU pods, under SLURM and under Open MPI 4. Elsewhere JAX_COORDINATOR_ADDRESS, the host and
     port of process 0, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. Must come before JAX's first use of a device.
     """
     if jax.distributed.is_initialized():
@@ -53,9 +53,8 @@ def start() -> None:
         try:
             jax.distributed.initialize()
         except ValueError as error:
-            raise UserError(
-                f"JAX does not find the other processes ({error}); set JAX_COORDINATOR_ADDRESS, {' and '.join(named)}"
-            ) from None
+            names = ", ".join(("JAX_COORDINATOR_ADDRESS", *named))
+            raise UserError(f"JAX does not find the other processes ({error}); set {names}") from None
     elif importlib.util.find_spec("libtpu"):
         with contextlib.suppress(ValueError):  # there is the library, but no TPU
             jax.distributed.initialize()
