@@ -13,7 +13,7 @@ from diffusion_jax.errors import UserError, nearest
 class Given(NamedTuple):
     """What a command was told. weights, images, against, ratings, device, devices: flags of some commands, empty for others.
 
-    configured: whether there is a config, of a run or by --config, or at least the shape of images; else they are defaults.
+    config: where there is none, of a run or by --config, it holds the defaults, and an empty data.shape unless that is given.
     """
 
     workdir: pathlib.Path
@@ -25,7 +25,6 @@ class Given(NamedTuple):
     ratings: str
     device: str
     devices: int
-    configured: bool
 
 
 TEXTS = {"weights": "a file of weights", "images": "images to be judged", "against": "images to judge them by"}
@@ -65,9 +64,9 @@ def parse(argv: list[str], command: str) -> Given:
         raise UserError("--workdir is missing: the folder of the run, as in --workdir runs/digits")
     if "weights" in known and not value("weights"):
         raise UserError("--weights is missing: the file of the weights")
-    workdir, configured = pathlib.Path(str(value("workdir"))), True
+    workdir, as_they_are = pathlib.Path(str(value("workdir"))), False
     if "config" not in names and (value("images") or value("ratings")) and not (workdir / "config.json").is_file():
-        configured = "config.data.shape" in names
+        as_they_are = "config.data.shape" not in names
     elif "config" not in names:
         file = workdir / "config.json"
         if command == "import":
@@ -85,12 +84,13 @@ def parse(argv: list[str], command: str) -> Given:
     config: Any = value("config")
     if config.model.attention_resolutions == ("",):  # --config.model.attention_resolutions= takes attention away
         config.model.attention_resolutions = ()
+    if as_they_are:
+        config.data.shape = ()
     words = {name: str(value(name)) for name in ("weights", "images", "against", "ratings", "device")}
     return Given(
         workdir=workdir,
         config=config,
         new_attention_order=bool(value("new_attention_order")),
         devices=int(value("devices")),  # pyright: ignore[reportArgumentType]
-        configured=configured,
         **words,
     )

@@ -48,8 +48,6 @@ def chosen(given: Given) -> pathlib.Path:
     try:
         if not given.images:
             return evaluate(given.config, given.workdir, given.against)
-        if not given.configured:
-            given.config.data.shape = ()
         return compare(given.config, given.workdir, given.images, given.against)
     except OSError as error:  # a full disk, a folder that is not ours; what is there stays
         raise UserError(f"{error.filename or given.workdir} cannot be read or written: {error.strerror or error}") from error
@@ -73,8 +71,9 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     protocol |= {"features": function.record} | ({"weak": fingerprint(run.weak)} if run.weak is not None else {})
     how = f"{generate.manner(config, run.parts, run.step)}-{function.name}-{key(protocol)}"
     shown = max(GRID, settings.memorised)
-    extracted = Extracted(generate.make_folder(workdir / "evaluations") / how, protocol, tuple(data.shape), shown)
-    extract(extracted, function, sampled(config, run.parts, run.params, run.weak), settings.num, settings.batch_size, "samples")
+    extracted = Extracted(workdir / "evaluations" / how, protocol, tuple(data.shape), shown)
+    samples = sampled(make_generate(config, run.parts, weak=run.weak), run.params)
+    extract(extracted, function, samples, settings.num, settings.batch_size, "samples")
 
     bits = bits_per_dim(config, run.parts, run.params) if settings.bits_per_dim else {}  # by all processes, as the samples
     if not primary():
@@ -85,8 +84,7 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     pictures.save(folder / "samples.png", generate.grid(config, images[:GRID] / 127.5 - 1.0))
     if settings.memorised:
         report["memorisation"] = memorised(config, images[: settings.memorised], folder / "memorised.png")
-    report["protocol"] = protocol | surroundings(settings.num) | {"reference": reference.statistics.record}
-    report["protocol"] |= {"reference_count": reference.statistics.count, "replicates": settings.replicates}
+    report["protocol"] = protocol | surroundings(settings.num, reference, settings.replicates)
     other = "" if against in ("", data.train_split) else f"-against-{key(reference.statistics.record)}"
     path = write_report(folder / f"report-{settings.num}{other}.json", report)
     with tensorboardX.SummaryWriter(str(workdir / "tensorboard")) as events:
@@ -115,9 +113,8 @@ def compare(config: Config, workdir: pathlib.Path, images: str, against: str) ->
     if not primary():
         return extracted.folder
     report = scores(extracted, count, reference, settings.replicates, settings.subsets)
-    report["protocol"] = {"images": samples.record, "features": function.record} | surroundings(count)
-    report["protocol"] |= {"reference": reference.statistics.record, "reference_count": reference.statistics.count}
-    report["protocol"]["replicates"] = settings.replicates
+    report["protocol"] = {"images": samples.record, "features": function.record}
+    report["protocol"] |= surroundings(count, reference, settings.replicates)
     print(summary(report))
     name = f"{extracted.folder.name}-against-{key(report['protocol']['reference'])}.json"
     return write_report(generate.make_folder(workdir / "evaluations") / name, report)
@@ -126,8 +123,8 @@ def compare(config: Config, workdir: pathlib.Path, images: str, against: str) ->
 def check_width(function: features.Features, shape: tuple[int, ...], reference: references.Reference) -> None:
     """Raises UserError, before samples are drawn, where their features and the reference's cannot be compared."""
     width = function.apply(np.zeros((1, *shape), np.uint8))["features"].shape[1]
-    if primary() and width != len(reference.statistics.mean):
-        raise UserError(f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}")
+    if primary():
+        references.check_width(width, reference)
 
 
 def make_score(config: Config) -> Callable:
@@ -144,8 +141,7 @@ def make_score(config: Config) -> Callable:
             known.append(references.reference(data.train_split, data, function, settings.batch_size))
         with tempfile.TemporaryDirectory() as folder:
             extracted = Extracted(pathlib.Path(folder), {}, tuple(data.shape))
-            samples = lambda index: pictures.to_uint8(draw(params, index))
-            extract(extracted, function, samples, settings.every_num, settings.batch_size, "evaluation")
+            extract(extracted, function, sampled(draw, params), settings.every_num, settings.batch_size, "evaluation")
             found = scores(extracted, settings.every_num, known[0], 0, settings.subsets) if primary() else {}
         found = scalars(found)
         return {f"evaluation/{name}": value for name, value in found.items()}
@@ -153,9 +149,8 @@ def make_score(config: Config) -> Callable:
     return score
 
 
-def sampled(config: Config, parts: Parts, params, weak) -> Callable:
-    """numbers [b] -> samples uint8 [b, H, W, C]"""
-    draw = make_generate(config, parts, weak=weak)
+def sampled(draw: Callable, params) -> Callable:
+    """numbers [b] -> samples uint8 [b, H, W, C]; draw: (params, index) -> float images."""
     return lambda index: pictures.to_uint8(draw(params, index))
 
 
@@ -203,10 +198,12 @@ def memorised(config: Config, samples: np.ndarray, picture: pathlib.Path) -> dic
     return {"samples": found.samples._asdict(), "held_out": found.held_out._asdict()}
 
 
-def surroundings(num: int) -> dict:
-    """What a number depends on besides its inputs."""
+def surroundings(num: int, reference: references.Reference, replicates: int) -> dict:
+    """What figures depend on besides the images that are scored."""
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return {"num": num, "diffusion_jax": __version__, "jax": jax.__version__, "devices": devices}
+    found = {"num": num, "diffusion_jax": __version__, "jax": jax.__version__, "devices": devices}
+    found |= {"reference": reference.statistics.record, "reference_count": reference.statistics.count}
+    return found | {"replicates": replicates}
 
 
 def scalars(report: dict) -> dict[str, float]:

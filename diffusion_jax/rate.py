@@ -19,8 +19,6 @@ def command(given: Given) -> str:
         return json.dumps(found, indent=2)
     if not (given.images and given.against):
         raise UserError("--images and --against name the two sets to be judged, --ratings the files of ratings to be counted")
-    if not given.configured:
-        given.config.data.shape = ()  # as they are
     first, second = (references.image_set(name, given.config.data).source for name in (given.images, given.against))
     pairs = min(PAIRS, len(first), len(second))
     page = side_by_side.write_page(folder, first, second, (given.images, given.against), pairs)

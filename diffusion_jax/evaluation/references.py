@@ -44,6 +44,12 @@ class Reference(NamedTuple):
     rows: np.ndarray | None
 
 
+def check_width(width: int, reference: Reference) -> None:
+    """Raises UserError where features of that width cannot be compared with the reference's."""
+    if width != len(reference.statistics.mean):
+        raise UserError(f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}")
+
+
 def image_set(name: str, data: Data) -> ImageSet:
     """The images of a folder, of an .npz or .npy, or of a split of `data`, whichever `name` is.
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet, metrics
 from diffusion_jax.evaluation.extract import Extracted
-from diffusion_jax.evaluation.references import ROWS, Reference
+from diffusion_jax.evaluation.references import ROWS, Reference, check_width
 
 SUBSET = 1000  # rows of KID's subsets; half of the rows that there are where these are fewer than 2000
 SPLITS = 10  # of the Inception Score
@@ -18,9 +17,8 @@ def scores(extracted: Extracted, count: int, reference: Reference, replicates: i
     density and coverage need the reference's rows, of which as many are taken as of the samples', at random, ROWS at most.
     """
     features = extracted.get("features", count)
-    if features is None or features.shape[1] != len(reference.statistics.mean):
-        width = 0 if features is None else features.shape[1]
-        raise UserError(f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}")
+    check_width(0 if features is None else features.shape[1], reference)
+    assert features is not None  # a width of 0 compares with nothing
     found: dict = {"fid": {"value": distance(features, reference.statistics)}}
     if replicates:
         line = frechet.infinite(features, reference.statistics)
