@@ -18,7 +18,6 @@ Any setting is overridden as --config.training.batch_size=64; `sample` takes tho
 also --config.editing, `nll` --config.likelihood, `evaluate` all but the second. A SET is a folder, an .npz, an .npy or a split.
 """
 
-import os
 import pathlib
 import sys
 
@@ -38,9 +37,10 @@ def run(argv: list[str]) -> None:
     command = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else "train"
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
-    from diffusion_jax import catalog, command_line, describe, edit, evaluate, figures, generate, nll, plan, rate, weights
+    from diffusion_jax import catalog, command_line, cpu, describe, edit, evaluate, figures, generate, nll, plan, rate, weights
     from diffusion_jax.training import loop
 
+    cpu.tune()
     if command == "list":
         print(catalog.catalog(pathlib.Path(__file__).resolve().parent / "experiments"))
         return
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
 
 
 def main() -> int:
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # a second start compiles nothing
+    if not jax.config.values["jax_compilation_cache_dir"]:  # a second start compiles nothing
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "diffusion_jax"))
     try:
         run(sys.argv)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.models import unet
-from diffusion_jax.models.attention import SelfAttention, group_norm
+from diffusion_jax.models.attention import SelfAttention
 from diffusion_jax.models.embeddings import sinusoidal
+from diffusion_jax.models.layers import GroupNorm
 from diffusion_jax.models.unet import UNet
 
 SMALL = UNet(out_channels=3, channels=16, channel_mult=(1, 2), blocks=1, attention_factors=(2,), heads=2)
@@ -152,7 +153,7 @@ def normalise(x, groups):
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (8, 8)])
 def test_group_norm_has_32_groups_or_as_many_as_divide(channels, groups):
     x = 0.01 * np.random.default_rng(2).standard_normal((2, 5, channels), np.float32)  # small: epsilon counts
-    output, _ = group_norm(channels, "norm").init_with_output(jax.random.key(0), x)
+    output, _ = GroupNorm().init_with_output(jax.random.key(0), x)
     np.testing.assert_allclose(output, [normalise(a, groups) for a in x], atol=1e-4)
 
 

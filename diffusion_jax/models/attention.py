@@ -1,15 +1,21 @@
 """Self-attention over the positions of an image."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.models.layers import GroupNorm
 
-def group_norm(channels: int, name: str) -> nn.GroupNorm:
-    """GroupNorm in float32, of 32 groups, or of the largest power of two below that divides the channels."""
-    return nn.GroupNorm(num_groups=math.gcd(32, channels), epsilon=1e-5, dtype=jnp.float32, name=name)
+
+def attend(q, k, v):
+    """Softmax attention (Vaswani et al. 2017, eq. 1) of q, k, v [B, heads, N, d] -> [B, heads, N, d], softmax in float32.
+
+    The sum of a row's weights divides the product with v, not the weights: d divisions in place of N.
+    """
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    product = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (product / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -26,8 +32,8 @@ class SelfAttention(nn.Module):
         b, h, w, c = x.shape
         if self.heads < 1 or c % self.heads:
             raise ValueError(f"an attention of {c} channels cannot be cut into {self.heads} heads")
-        a = group_norm(c, "norm")(x).astype(self.dtype).reshape(b, h * w, c)
-        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(a).reshape(b, h * w, 3, self.heads, c // self.heads)
-        a = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        a = GroupNorm(name="norm")(x).astype(self.dtype).reshape(b, h * w, c)
+        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(a).reshape(b, h * w, 3 * self.heads, c // self.heads)
+        a = attend(*jnp.split(qkv.transpose(0, 2, 1, 3), 3, axis=1)).transpose(0, 2, 1, 3)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
         return x + out(a.reshape(b, h * w, c)).reshape(b, h, w, c)

@@ -6,17 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.attention import SelfAttention, group_norm
+from diffusion_jax.models.attention import SelfAttention
 from diffusion_jax.models.embeddings import sinusoidal
-
-
-def conv(features: int, size: int, dtype, name: str, **kwargs) -> nn.Conv:
-    return nn.Conv(features, (size, size), padding=size // 2, dtype=dtype, name=name, **kwargs)
-
-
-def upsample(x):
-    """Nearest-neighbour, to twice the height and width."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
+from diffusion_jax.models.layers import Conv, GroupNorm, upsample
 
 
 def downsample(x):
@@ -39,23 +31,24 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding, train: bool):
-        h = nn.silu(group_norm(x.shape[-1], "norm1")(x))
+        h = nn.silu(GroupNorm(name="norm1")(x))
+        if self.resample is downsample:
+            h = downsample(h)
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = conv(self.features, 3, self.dtype, "conv1")(h)
+            x = self.resample(x)
+        h = Conv(self.features, 3, self.dtype, upsampled=self.resample is upsample, name="conv1")(h)
 
         width = self.features * (2 if self.scale_shift else 1)
-        e = nn.Dense(width, dtype=jnp.float32, name="embedding")(nn.silu(embedding))[:, None, None]
+        e = nn.Dense(width, dtype=jnp.float32, name="embedding")(nn.silu(embedding))
         if self.scale_shift:
-            scale, shift = jnp.split(e, 2, axis=-1)
-            h = group_norm(self.features, "norm2")(h) * (1 + scale) + shift
+            h = GroupNorm(name="norm2")(h, *jnp.split(e, 2, axis=-1))
         else:
-            h = group_norm(self.features, "norm2")(h + e)
+            h = GroupNorm(name="norm2")(h + e[:, None, None])
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
-        h = conv(self.features, 3, self.dtype, "conv2", kernel_init=nn.initializers.zeros)(h)
+        h = Conv(self.features, 3, self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
 
         if x.shape[-1] != self.features:
-            x = conv(self.features, 1, self.dtype, "skip")(x)
+            x = Conv(self.features, 1, self.dtype, name="skip")(x)
         return x + h
 
 
@@ -125,7 +118,7 @@ class UNet(nn.Module):
             return attention_class(heads, self.dtype, name=name)(h)
 
         last = len(self.channel_mult) - 1
-        h = conv(self.channels, 3, self.dtype, "conv_in")(x)
+        h = Conv(self.channels, 3, self.dtype, name="conv_in")(x)
         skips = [h]
         for i, multiplier in enumerate(self.channel_mult):
             for j in range(self.blocks):
@@ -137,7 +130,7 @@ class UNet(nn.Module):
                 if self.resample_blocks:
                     h = res_block(h, h.shape[-1], f"down{i}_resample", downsample)
                 else:
-                    h = conv(h.shape[-1], 3, self.dtype, f"down{i}_resample", strides=2)(h)
+                    h = Conv(h.shape[-1], 3, self.dtype, stride=2, name=f"down{i}_resample")(h)
                 skips.append(h)
 
         h = res_block(h, h.shape[-1], "middle_block0")
@@ -153,10 +146,10 @@ class UNet(nn.Module):
                 if self.resample_blocks:
                     h = res_block(h, h.shape[-1], f"up{i}_resample", upsample)
                 else:
-                    h = conv(h.shape[-1], 3, self.dtype, f"up{i}_resample")(upsample(h))
+                    h = Conv(h.shape[-1], 3, self.dtype, upsampled=True, name=f"up{i}_resample")(h)
 
-        h = nn.silu(group_norm(self.channels * self.channel_mult[0], "norm_out")(h))
-        out = conv(self.out_channels, 3, jnp.float32, "conv_out", kernel_init=nn.initializers.zeros)
+        h = nn.silu(GroupNorm(name="norm_out")(h))
+        out = Conv(self.out_channels, 3, jnp.float32, kernel_init=nn.initializers.zeros, name="conv_out")
         return out(h).astype(jnp.float32)
 
 

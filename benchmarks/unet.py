@@ -1,0 +1,210 @@
+"""The speed of the Improved DDPM U-Net, beside diffusers' `UNet2DModel` in PyTorch, set to the same layers.
+
+Command:   python benchmarks/unet.py [--seconds 4] [--rounds 5] [--json FILE]    (needs `pip install -e .[benchmark]`)
+Hardware:  any; ten minutes on two cores with --rounds 3 --seconds 3
+
+A training step (ours with L_hybrid, PyTorch's with the mean squared error, both with Adam and EMA), an evaluation of the
+network, and a chain of 50 DDIM steps, of the U-Net for 32 x 32 images: 64 channels, multipliers 1, 2, 2, 2, two blocks a level,
+attention of four heads at 16 and 8, learned variance; a batch of 32, in float32. The candidates take turns of some seconds
+each; PyTorch runs with its default memory format and with channels last, and the faster counts. Printed are medians, PyTorch's
+time over ours, and the fraction of the limit: FLOPs of PyTorch's network, which are those of the layers as written down, over
+the rate of the faster library's product of two large matrices. With --dtype bfloat16 PyTorch computes under autocast; on a
+GPU it is compiled by torch.compile.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from diffusion_jax import cpu, flops  # noqa: E402
+from diffusion_jax.build import build, make_step  # noqa: E402
+from diffusion_jax.config import Config, Data, Diffusion, Model, Sampling, Training  # noqa: E402
+from diffusion_jax.sampling import make_generate  # noqa: E402
+
+STEPS = 50
+
+
+def get_config(batch: int, dtype: str) -> Config:
+    return Config(
+        data=Data(source="tfds", name="cifar10", shape=(32, 32, 3), num_classes=0),
+        model=Model(
+            channels=64, channel_mult=(1, 2, 2, 2), blocks=2, attention_resolutions=(16, 8), heads=4, scale_shift=True,
+            learned_variance=True, dtype=dtype,
+        ),
+        diffusion=Diffusion(schedule="cosine", num_steps=1000, loss="hybrid"),
+        training=Training(batch_size=batch),
+        sampling=Sampling(sampler="ddim", steps=str(STEPS)),
+    )  # fmt: skip
+
+
+def ours(batch: int, dtype: str) -> tuple[dict, float]:
+    """(name -> a function that does the work once, compiled; FLOPs of an evaluation)."""
+    config = get_config(batch, dtype)
+    parts = build(config)
+    rng = np.random.default_rng(0)
+    images = {"image": jnp.asarray(rng.integers(0, 256, (batch, 32, 32, 3), np.uint8))}
+    x, t, key = jnp.asarray(rng.standard_normal((batch, 32, 32, 3), np.float32)), jnp.full(batch, 500.0), jax.random.key(0)
+    state = parts.init_state(key)
+    print("compiling a training step", end="", flush=True)
+    started = time.perf_counter()
+    step = jax.jit(make_step(config, parts), donate_argnums=0).lower(state, key, images).compile()
+    print(f": {time.perf_counter() - started:.1f} s with tracing")
+    network = lambda params, x, t: parts.apply_fn(params, x, t, None)
+    evaluate = jax.jit(network).lower(state.params, x, t).compile()
+    generate, held = make_generate(config, parts), [state]
+
+    def train():
+        held[0], metrics = step(held[0], key, images)
+        jax.block_until_ready((held[0], metrics))
+
+    work = {
+        "training step": train,
+        "evaluation": lambda: jax.block_until_ready(evaluate(held[0].params, x, t)),
+        f"{STEPS} DDIM steps": lambda: generate(held[0].ema_params, np.arange(batch)),
+    }
+    return work, flops.count(jax.make_jaxpr(network)(state.params, x, t)).flops
+
+
+def pytorch(batch: int, dtype: str, channels_last: bool) -> tuple[dict, float]:
+    """The same of diffusers' U-Net."""
+    torch, diffusers = importlib.import_module("torch"), importlib.import_module("diffusers")
+    counting = importlib.import_module("torch.utils.flop_counter")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    down, attention = "DownBlock2D", "AttnDownBlock2D"
+    model = diffusers.UNet2DModel(
+        sample_size=32, in_channels=3, out_channels=6, layers_per_block=2, block_out_channels=(64, 128, 128, 128),
+        down_block_types=(down, attention, attention, down), attention_head_dim=32, resnet_time_scale_shift="scale_shift",
+        up_block_types=tuple(kind.replace("Down", "Up") for kind in (down, attention, attention, down)),
+    ).to(device)  # fmt: skip
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    x = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=layout)
+    ema = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    network = torch.compile(model) if device == "cuda" else model
+    cast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+    scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+    t = torch.full((batch,), 500, device=device)
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def train():
+        noise, times = torch.randn_like(x), torch.randint(0, 1000, (batch,), device=device)
+        with cast:
+            out = network(scheduler.add_noise(x, noise, times), times).sample[:, :3]
+        optimizer.zero_grad()
+        torch.mean((out.float() - noise) ** 2).backward()
+        optimizer.step()
+        torch._foreach_lerp_(ema, list(model.parameters()), 1e-4)
+        finish()
+
+    @torch.no_grad()
+    def evaluate():
+        with cast:
+            network(x, t)
+        finish()
+
+    @torch.no_grad()
+    def chain():
+        y = torch.randn_like(x)
+        scheduler.set_timesteps(STEPS)
+        for time_ in scheduler.timesteps:
+            with cast:
+                eps = network(y, time_.to(device)).sample[:, :3]
+            y = scheduler.step(eps.float(), time_, y).prev_sample
+        finish()
+
+    with torch.no_grad(), counting.FlopCounterMode(display=False) as counter:
+        model(x, t)
+    return {"training step": train, "evaluation": evaluate, f"{STEPS} DDIM steps": chain}, counter.get_total_flops()
+
+
+def matrix_rate(dtype: str) -> dict:
+    """FLOP/s of a product of 2048 x 2048 matrices, the median of 20, of each library."""
+    torch = importlib.import_module("torch")
+    device, size = "cuda" if torch.cuda.is_available() else "cpu", 2048
+    a, product = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
+    b = torch.ones(size, size, device=device, dtype=getattr(torch, dtype))
+
+    def torch_product():
+        torch.matmul(b, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    works = {"JAX": lambda: jax.block_until_ready(product(a, a)), "PyTorch": torch_product}
+    return {name: 2 * size**3 / statistics.median(times(work, 1.0)) for name, work in works.items()}
+
+
+def times(work, seconds: float) -> list[float]:
+    """Of as many runs as fit, at least one, after one that warms up."""
+    work()
+    taken, end = [], time.perf_counter() + seconds
+    while not taken or time.perf_counter() < end:
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The U-Net's speed beside PyTorch's.")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("training step", "evaluation", f"{STEPS} DDIM steps"))
+    parser.add_argument("--json", type=pathlib.Path)
+    options = parser.parse_args()
+    cpu.tune()
+    try:
+        candidates = {
+            "diffusion_jax": ours(options.batch, options.dtype),
+            "PyTorch": pytorch(options.batch, options.dtype, channels_last=False),
+            "PyTorch, channels last": pytorch(options.batch, options.dtype, channels_last=True),
+        }
+    except ImportError as error:
+        print(f"error: {error}; pip install -e .[benchmark]", file=sys.stderr)
+        return 2
+    taken: dict = {}
+    for _ in range(options.rounds):
+        for work in next(iter(candidates.values()))[0]:
+            for name, (works, _) in candidates.items():
+                if options.only in (None, work):
+                    taken.setdefault(work, {}).setdefault(name, []).extend(times(works[work], options.seconds))
+    rates = matrix_rate(options.dtype)
+    limit = max(rates.values())
+    report: dict = {"batch": options.batch, "dtype": options.dtype, "devices": str(jax.devices()), "flops": {}, "work": {}}
+    report["matrix_rate"] = rates
+    print(
+        f"batch {options.batch}, {options.dtype}; products of 2048: "
+        + ", ".join(f"{n} {r / 1e9:.0f} GFLOP/s" for n, r in rates.items())
+    )
+    for name, (_, count) in candidates.items():
+        report["flops"][name] = count
+        print(f"{name}: {count / 1e9:.1f} GFLOP an evaluation")
+    counts = {"training step": 3, "evaluation": 1, f"{STEPS} DDIM steps": STEPS}
+    for work, by_name in taken.items():
+        medians = {name: statistics.median(values) for name, values in by_name.items()}
+        best = min(value for name, value in medians.items() if name != "diffusion_jax")
+        ratio = best / medians["diffusion_jax"]
+        report["work"][work] = {"median_s": medians, "ratio": ratio}
+        print(f"{work}: {ratio:.2f} x PyTorch")
+        for name, median in medians.items():
+            fraction = counts[work] * candidates["PyTorch"][1] / limit / median
+            print(f"    {name:24} {median:7.3f} s   {fraction:4.0%} of the limit, {len(by_name[name])} runs")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
