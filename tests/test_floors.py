@@ -17,7 +17,7 @@ FLOORS = {
         1: "schedules process predictions timesteps weightings grids noise",
         2: "losses likelihood denoisers samplers ode editing mixtures",
         3: "config build sampling generate pictures plots catalog command_line weights nll figures edit training evaluation "
-        "describe evaluate rate plan flops hardware",
+        "describe evaluate rate plan flops hardware cpu",
     }.items()
     for name in names.split()
 } | {"": 2}  # the package itself, which gathers the core for notebooks
