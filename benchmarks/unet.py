@@ -60,7 +60,7 @@ def ours(batch: int, dtype: str) -> tuple[dict, float]:
     step = jax.jit(make_step(config, parts), donate_argnums=0).lower(state, key, images).compile()
     print(f": {time.perf_counter() - started:.1f} s with tracing")
     network = lambda params, x, t: parts.apply_fn(params, x, t, None)
-    evaluate = jax.jit(network).lower(state.params, x, t).compile()
+    evaluate = jax.jit(network, compiler_options=cpu.evaluating()).lower(state.params, x, t).compile()
     generate, held = make_generate(config, parts), [state]
 
     def train():

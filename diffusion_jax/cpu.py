@@ -7,20 +7,30 @@ import platform
 import jax
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
+LIBRARIES = "--xla_cpu_experimental_ynn_fusion_type=reduce,eltwise"
 
 
 def tune() -> None:
     """Keeps freed memory and chooses XLA's libraries; docs/performance.md says what each is worth. Results change in rounding.
 
     Every call of a compiled function takes its memory anew, a training step a gigabyte of it: the C library of Linux fetches
-    that from the system each time, page by page, unless told to keep it. Of XLA's two libraries for convolutions and products
-    on the CPU, the newer one, which JAX 0.10 takes, leaves all cores but one idle where there are few channels; it keeps the
-    reductions. A setting of the same name in XLA_FLAGS is left alone.
+    that from the system each time, page by page, unless told to keep it. Of XLA's libraries for the CPU, YNNPACK gets the
+    reductions and the elementwise work with what feeds it, Eigen the other convolutions and products. A setting of the same
+    name in XLA_FLAGS is left alone.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26), (M_ARENA_MAX, 1)):
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**26), (M_ARENA_MAX, 1)):
             libc.mallopt(parameter, value)
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.__version_info__[:2] == (0, 10) and "ynn_fusion_type" not in flags:  # XLA ends a process for a flag unknown to it
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_experimental_ynn_fusion_type=reduce".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {LIBRARIES}".strip()
+
+
+def evaluating() -> dict | None:
+    """`compiler_options` of `jax.jit` for a function that evaluates a network and has no derivative, where `tune` was called.
+
+    Without a derivative nothing is kept for one, and XLA's own fusions of the elementwise work are faster than YNNPACK's.
+    """
+    tuned = LIBRARIES in os.environ.get("XLA_FLAGS", "") and jax.default_backend() == "cpu"
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"} if tuned else None

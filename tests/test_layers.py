@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models import layers, winograd
+from diffusion_jax.models import convolution, layers, winograd
 from diffusion_jax.models.attention import attend
 
 RNG = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def test_upsampled_convolution_is_upsampling_then_convolution(size):
     x, kernel = normal(2, *size, 8), normal(3, 3, 8, 6)
     both = lambda f: (jax.jit(f)(x, kernel), *jax.vjp(f, x, kernel)[1](jnp.ones((2, 2 * size[0], 2 * size[1], 6))))
     twice = lambda x: jax.image.resize(x, (2, 2 * size[0], 2 * size[1], 8), "nearest")
-    for actual, expected in zip(both(layers.upsampled_convolve), both(lambda x, k: plain(twice(x), k)), strict=True):
+    for actual, expected in zip(both(convolution.upsampled_convolve), both(lambda x, k: plain(twice(x), k)), strict=True):
         close(actual, expected)
 
 
@@ -101,6 +101,24 @@ def test_group_norm_is_flax_group_norm(moved):
         gradients(actual),
         gradients(expected),
     )
+
+
+def test_group_norm_with_silu_is_silu_of_group_norm():
+    x, scale, shift = 3 + 2 * normal(2, 4, 6, 96), normal(2, 96), normal(2, 96)
+    params = jax.tree.map(lambda a: a + normal(*a.shape), layers.GroupNorm().init(jax.random.key(0), x))
+    arguments, tangents = (params, x, scale, shift), (params, normal(*x.shape), normal(2, 96), normal(2, 96))
+    actual, expected = layers.GroupNorm(silu=True).apply, lambda *a: nn.silu(layers.GroupNorm().apply(*a))
+    for one, other in zip(jax.jvp(actual, arguments, tangents), jax.jvp(expected, arguments, tangents), strict=True):
+        close(one, other)
+    reverse = lambda f: jax.vjp(f, *arguments)[1](tangents[1])
+    jax.tree.map(close, reverse(actual), reverse(expected))
+
+
+def test_silu_does_not_keep_its_argument():
+    """What the backward pass keeps of a norm with SiLU is the image it was given, and nothing else of its size."""
+    x, factor, summand = normal(2, 8, 8, 32), normal(2, 32), normal(2, 32)
+    kept = jax.tree.leaves(jax.vjp(layers.affine_silu, x, factor, summand)[1])
+    assert sum(a.size == x.size for a in kept) == 1
 
 
 def test_attend_is_the_library_attention():

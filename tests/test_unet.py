@@ -318,5 +318,8 @@ def test_a_run_may_begin_and_cease_to_rematerialise():
     params = jax.eval_shape(parts.init_params, jax.random.key(0))
     x, labels = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)
     traced = jax.make_jaxpr(lambda params: parts.apply_fn(params, x, np.zeros(2), labels))(params)
-    kept = [equation for equation in traced.jaxpr.eqns if equation.primitive.name in ("checkpoint", "remat2", "remat")]
+    rematerialised = [
+        equation for equation in traced.jaxpr.eqns if equation.primitive.name in ("checkpoint", "remat2", "remat")
+    ]
+    kept = [equation for equation in rematerialised if "dot_general" in str(equation)]  # a norm with SiLU alone has none
     assert len(kept) == sum("block" in name or "attention" in name for name in params)

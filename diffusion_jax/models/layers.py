@@ -8,12 +8,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, ones, zeros
 
 from diffusion_jax.models import winograd
-
-
-def convolve(x, kernel, stride: int = 1, padding=None):
-    """[B, H, W, C] with a kernel [k, k, C, K] -> [B, H / stride, W / stride, K]; zeros all round unless `padding` is given."""
-    padding = padding or [(kernel.shape[0] // 2,) * 2, (kernel.shape[1] // 2,) * 2]
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+from diffusion_jax.models.convolution import convolve, upsampled_convolve
 
 
 class Conv(nn.Module):
@@ -43,26 +38,42 @@ class Conv(nn.Module):
         return y + bias
 
 
-def upsample(x):
-    """Nearest-neighbour, to twice the height and width."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
+def views(x, *of_channels):
+    """x [B, ..., C] three times, each in a shape of its own, beside arrays [B, C] that multiply or add to it.
 
-
-def upsampled_convolve(x, kernel):
-    """convolve(upsample(x), kernel) of a 3 x 3 kernel, from x itself: 2 x 2 products for each output pixel, not 3 x 3.
-
-    An even output row sees input row i - 1 once and i twice, an odd one i twice and i + 1 once; so do the columns. Each of
-    the four phases is thus a convolution of x with a 2 x 2 kernel of sums.
+    XLA takes equal broadcasts of the forward and the backward pass for one and keeps it in memory, as large as x; broadcasts
+    of different shapes it computes where they are used.
     """
-    b, h, w, _ = x.shape
-    rows = [(kernel[0], kernel[1] + kernel[2]), (kernel[0] + kernel[1], kernel[2])]
+    b, *_, c = x.shape
+    for shape in ((b, 1, -1, c), (b, -1, c), x.shape):
+        ones = (1,) * (len(shape) - 2)
+        yield x.reshape(shape), *(a.reshape(b, *ones, c) for a in of_channels)
 
-    def phase(i, j):
-        columns = [jnp.stack(pair) for pair in ([(r[0], r[1] + r[2]), (r[0] + r[1], r[2])][j] for r in rows[i])]
-        return convolve(x, jnp.stack(columns), padding=[(1 - i, i), (1 - j, j)])
 
-    y = jnp.stack([jnp.stack([phase(i, 0), phase(i, 1)], axis=3) for i in range(2)], axis=2)
-    return y.reshape(b, 2 * h, 2 * w, -1)
+@jax.custom_jvp
+def _affine_silu(x, factor, summand):
+    (x_, factor, summand), _, _ = views(x.astype(jnp.float32), factor / 2, summand / 2)
+    h = x_ * factor + summand
+    return (h + h * jnp.tanh(h)).reshape(x.shape)
+
+
+@_affine_silu.defjvp
+def _(primals, tangents):
+    (x, factor, summand), (dx, dfactor, dsummand) = (jax.tree.map(jnp.float32, arrays) for arrays in (primals, tangents))
+    _, (x_, f, s), (_, factor_, _) = views(x, factor / 2, summand / 2)
+    _, _, (_, dfactor, dsummand) = views(x, dfactor / 2, dsummand / 2)
+    h = x_ * f + s
+    t = jnp.tanh(h)
+    dh = (dx * factor_ + x * dfactor + dsummand).reshape(h.shape)
+    return _affine_silu(*primals), (dh + dh * t + (dh * h - dh * h * t * t)).reshape(x.shape)
+
+
+def affine_silu(x, factor, summand):
+    """silu(u) with u = factor x + summand, of x [B, ..., C], the others [B, C]; the backward pass keeps these, not u.
+
+    It is written in h = u / 2 and t = tanh(h): silu(u) = h + h t, and its differential is dh (1 + t) + dh h (1 - t^2).
+    """
+    return jax.checkpoint(_affine_silu)(x, factor, summand)
 
 
 class GroupNorm(nn.Module):
@@ -70,20 +81,25 @@ class GroupNorm(nn.Module):
 
     With `scale` and `shift` [B, C], (1 + scale) norm(x) + shift. Statistics, parameters, scale and shift come down to one
     factor and one summand for each example and channel: the image is read once for its moments and once for the result.
+    With `silu`, that activation follows, in the same pass.
     """
+
+    silu: bool = False
 
     @nn.compact
     def __call__(self, x, scale=None, shift=None):
         b, *space, c = x.shape
-        x = x.astype(jnp.float32)
+        wide = x.astype(jnp.float32)
         groups = math.gcd(32, c)
         moment = lambda a: a.reshape(b, -1, c).mean(axis=1).reshape(b, groups, -1).mean(axis=-1)
-        mean = moment(x)
-        variance = jnp.maximum(moment(x * x) - mean * mean, 0.0)
+        mean = moment(wide)
+        variance = jnp.maximum(moment(wide * wide) - mean * mean, 0.0)
         to_channels = lambda a: jnp.repeat(a, c // groups, axis=1)
         factor = to_channels(jax.lax.rsqrt(variance + 1e-5)) * self.param("scale", ones, (c,))
         summand = self.param("bias", zeros, (c,)) - to_channels(mean) * factor
         if scale is not None:
             factor, summand = factor * (1 + scale), summand * (1 + scale) + shift
-        wide = lambda a: a.reshape(b, *[1] * len(space), c)
-        return x * wide(factor) + wide(summand)
+        if self.silu:
+            return affine_silu(x, factor, summand)
+        per_channel = lambda a: a.reshape(b, *[1] * len(space), c)
+        return wide * per_channel(factor) + per_channel(summand)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.models.attention import SelfAttention
+from diffusion_jax.models.convolution import upsample
 from diffusion_jax.models.embeddings import sinusoidal
-from diffusion_jax.models.layers import Conv, GroupNorm, upsample
+from diffusion_jax.models.layers import Conv, GroupNorm
 
 
 def downsample(x):
@@ -31,7 +32,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding, train: bool):
-        h = nn.silu(GroupNorm(name="norm1")(x))
+        h = GroupNorm(silu=True, name="norm1")(x)
         if self.resample is downsample:
             h = downsample(h)
         if self.resample is not None:
@@ -41,10 +42,10 @@ class ResBlock(nn.Module):
         width = self.features * (2 if self.scale_shift else 1)
         e = nn.Dense(width, dtype=jnp.float32, name="embedding")(nn.silu(embedding))
         if self.scale_shift:
-            h = GroupNorm(name="norm2")(h, *jnp.split(e, 2, axis=-1))
+            h = GroupNorm(silu=True, name="norm2")(h, *jnp.split(e, 2, axis=-1))
         else:
-            h = GroupNorm(name="norm2")(h + e[:, None, None])
-        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+            h = GroupNorm(silu=True, name="norm2")(h + e[:, None, None])
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = Conv(self.features, 3, self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
 
         if x.shape[-1] != self.features:
@@ -148,7 +149,7 @@ class UNet(nn.Module):
                 else:
                     h = Conv(h.shape[-1], 3, self.dtype, upsampled=True, name=f"up{i}_resample")(h)
 
-        h = nn.silu(GroupNorm(name="norm_out")(h))
+        h = GroupNorm(silu=True, name="norm_out")(h)
         out = Conv(self.out_channels, 3, jnp.float32, kernel_init=nn.initializers.zeros, name="conv_out")
         return out(h).astype(jnp.float32)
 

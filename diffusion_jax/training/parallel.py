@@ -21,6 +21,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from diffusion_jax import cpu
 from diffusion_jax.errors import Interrupted, UserError
 from diffusion_jax.training.step import unroll
 from diffusion_jax.types import PyTree
@@ -282,7 +283,7 @@ def map_examples(function: Callable) -> Callable:
         if len(batches) not in mapped:
             specs = (PartitionSpec(),) + (shared.spec,) * len(batches)
             one = jax.shard_map(function, mesh=everything.mesh, in_specs=specs, out_specs=shared.spec, check_vma=False)
-            mapped[len(batches)] = jax.jit(one)
+            mapped[len(batches)] = jax.jit(one, compiler_options=cpu.evaluating())
         size = len(jax.tree.leaves(batches)[0])
         index = np.minimum(np.arange(-(-size // count) * count), size - 1)
 
