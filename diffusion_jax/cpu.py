@@ -7,7 +7,7 @@ import platform
 import jax
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
-LIBRARIES = "--xla_cpu_experimental_ynn_fusion_type=reduce,eltwise"
+YNNPACK = "--xla_cpu_experimental_ynn_fusion_type=reduce,eltwise"
 
 
 def tune() -> None:
@@ -24,13 +24,13 @@ def tune() -> None:
             libc.mallopt(parameter, value)
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.__version_info__[:2] == (0, 10) and "ynn_fusion_type" not in flags:  # XLA ends a process for a flag unknown to it
-        os.environ["XLA_FLAGS"] = f"{flags} {LIBRARIES}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {YNNPACK}".strip()
 
 
 def evaluating() -> dict | None:
-    """`compiler_options` of `jax.jit` for a function that evaluates a network and has no derivative, where `tune` was called.
+    """`compiler_options` of `jax.jit` for a function that evaluates a network and does not train it, where `tune` was called.
 
-    Without a derivative nothing is kept for one, and XLA's own fusions of the elementwise work are faster than YNNPACK's.
+    Where nothing is kept for a gradient, XLA's own fusions of the elementwise work are faster than YNNPACK's.
     """
-    tuned = LIBRARIES in os.environ.get("XLA_FLAGS", "") and jax.default_backend() == "cpu"
+    tuned = YNNPACK in os.environ.get("XLA_FLAGS", "") and jax.default_backend() == "cpu"
     return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"} if tuned else None

@@ -21,8 +21,7 @@ def value_and_gradient():
     leaves, tree = jax.tree.flatten(params)
     moved = [a + 0.02 * jax.random.normal(jax.random.key(i), a.shape) for i, a in enumerate(leaves)]  # no layer is zero
     loss = lambda params: jnp.sum(jnp.square(network.apply(params, x, t)))
-    options = {"compiler_options": cpu.evaluating()}
-    value = jax.jit(network.apply, **options)(tree.unflatten(moved), x, t)
+    value = jax.jit(network.apply, compiler_options=cpu.evaluating())(tree.unflatten(moved), x, t)
     return [value, *jax.tree.leaves(jax.jit(jax.grad(loss))(tree.unflatten(moved)))]
 
 

@@ -46,8 +46,7 @@ def views(x, *of_channels):
     """
     b, *_, c = x.shape
     for shape in ((b, 1, -1, c), (b, -1, c), x.shape):
-        ones = (1,) * (len(shape) - 2)
-        yield x.reshape(shape), *(a.reshape(b, *ones, c) for a in of_channels)
+        yield x.reshape(shape), *(a.reshape(b, *[1] * (len(shape) - 2), c) for a in of_channels)
 
 
 @jax.custom_jvp
@@ -60,11 +59,11 @@ def _affine_silu(x, factor, summand):
 @_affine_silu.defjvp
 def _(primals, tangents):
     (x, factor, summand), (dx, dfactor, dsummand) = (jax.tree.map(jnp.float32, arrays) for arrays in (primals, tangents))
-    _, (x_, f, s), (_, factor_, _) = views(x, factor / 2, summand / 2)
-    _, _, (_, dfactor, dsummand) = views(x, dfactor / 2, dsummand / 2)
+    halves = (a / 2 for a in (factor, summand, dfactor, dsummand))
+    _, (x_, f, s, *_), (_, factor, _, dfactor, dsummand) = views(x, *halves)
     h = x_ * f + s
     t = jnp.tanh(h)
-    dh = (dx * factor_ + x * dfactor + dsummand).reshape(h.shape)
+    dh = (dx * factor + x * dfactor + dsummand).reshape(h.shape)
     return _affine_silu(*primals), (dh + dh * t + (dh * h - dh * h * t * t)).reshape(x.shape)
 
 
