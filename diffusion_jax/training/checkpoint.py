@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -90,7 +91,8 @@ def open_workdir(workdir: pathlib.Path, config: Config) -> None:
 
 @functools.cache
 def hush_abandoned_files() -> None:
-    """Where one file fails orbax abandons the others, each of which would then print a traceback about a closed event loop."""
+    """Where one file fails orbax abandons the others; each would print a traceback of a closed event loop or a warning."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     before = sys.unraisablehook
 
     def hook(unraisable) -> None:
