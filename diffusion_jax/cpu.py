@@ -3,11 +3,15 @@
 import ctypes
 import os
 import platform
+import warnings
+from collections.abc import Callable
 
 import jax
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 YNNPACK = "--xla_cpu_experimental_ynn_fusion_type=reduce,eltwise"
+ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+LONG = 1e11  # FLOPs of a step, about a third of a second on two cores: a twentieth of it, in 1,000 steps, is worth compiling for
 
 
 def tune() -> None:
@@ -32,5 +36,24 @@ def evaluating() -> dict | None:
 
     Where nothing is kept for a gradient, XLA's own fusions of the elementwise work are faster than YNNPACK's.
     """
-    tuned = YNNPACK in os.environ.get("XLA_FLAGS", "") and jax.default_backend() == "cpu"
-    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"} if tuned else None
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"} if _tuned() else None
+
+
+def compile_training(step: Callable, *arguments) -> Callable:
+    """A jitted or pmapped training step, compiled for arguments like these, where `tune` was called; a long one with oneDNN.
+
+    Its products are the faster ones, of attention above all. But XLA cannot write a program with them to JAX's compilation
+    cache, so it is compiled at every start. `--xla_cpu_use_onednn=false` in XLA_FLAGS keeps it out.
+    """
+    if not _tuned():
+        return step
+    lowered = step.lower(*arguments)
+    if "xla_cpu_use_onednn" in os.environ["XLA_FLAGS"] or lowered.cost_analysis()["flops"] < LONG:
+        return lowered.compile()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Error writing persistent compilation cache")
+        return lowered.compile(compiler_options=ONEDNN)
+
+
+def _tuned() -> bool:
+    return YNNPACK in os.environ.get("XLA_FLAGS", "") and jax.default_backend() == "cpu"

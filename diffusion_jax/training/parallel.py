@@ -250,8 +250,13 @@ def make_take_steps(layout: Layout, step: Callable, where: PyTree, steps_per_cal
         mapped = jax.jit(several, out_shardings=(places, layout.whole), donate_argnums=0)
         share_out = lambda a: jax.make_array_from_process_local_data(layout.examples(1), a)
 
+    compiled = []
+
     def run(state, key, batches):
-        after = mapped(state, key, jax.tree.map(share_out, batches))
+        arguments = state, key, jax.tree.map(share_out, batches)
+        if not compiled:
+            compiled.append(cpu.compile_training(mapped, *arguments))
+        after = compiled[0](*arguments)
         if jax.device_count() > 1 and jax.default_backend() == "cpu":
             jax.block_until_ready(after)  # virtual CPU devices wait for each other for ever when steps queue up
         return after
