@@ -11,7 +11,7 @@ import jax
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
 YNNPACK = "--xla_cpu_experimental_ynn_fusion_type=reduce,eltwise"
 ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-LONG = 1e11  # FLOPs of a step, about a third of a second on two cores: a twentieth of it, in 1,000 steps, is worth compiling for
+LONG = 1e11  # FLOPs of a step, a third of a second on two cores: in 1,000 steps a twentieth of it pays for compiling
 
 
 def tune() -> None:

@@ -14,7 +14,7 @@ from diffusion_jax.models.unet import UNet
 
 
 def value_and_gradients():
-    """The value, the gradient, and it again as a training step, of a small U-Net on 16 x 16 images, large enough that XLA asks its libraries."""
+    """Value, gradient and the gradient as a training step of a U-Net, large enough that XLA asks its libraries."""
     network = UNet(out_channels=6, channels=32, channel_mult=(1,), blocks=1, attention_factors=(1,), heads=4)
     x, t = jax.random.normal(jax.random.key(1), (4, 16, 16, 3)), jnp.arange(4) * 100.0
     params = network.init(jax.random.key(0), x, t)

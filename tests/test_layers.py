@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.models import convolution, layers, winograd
-from diffusion_jax.models.attention import attend
+from diffusion_jax.models.attention import attend, attend_by_keys
 
 RNG = np.random.default_rng(0)
 
@@ -125,12 +125,14 @@ def test_attend_is_the_library_attention():
     q, k, v, dy = (normal(2, 3, 7, 5) for _ in range(4))
     heads_last = lambda a: jnp.swapaxes(a, 1, 2)
     expected = lambda q, k, v: heads_last(jax.nn.dot_product_attention(*map(heads_last, (q, k, v))))
-    both = lambda f: (f(q, k, v), *jax.vjp(f, q, k, v)[1](dy))
-    for actual, wanted in zip(both(attend), both(expected), strict=True):
+    pull = lambda f: (lambda value, back: (value, *back(dy)))(*jax.vjp(f, q, k, v))
+    both_modes = lambda f: (f(q, k, v), *pull(f), *jax.jvp(f, (q, k, v), (v, q, k)))
+    for actual, wanted in zip(both_modes(attend), both_modes(expected), strict=True):
         close(actual, wanted)
 
 
-def test_attend_stays_finite_for_large_logits():
+@pytest.mark.parametrize("attend", [attend, attend_by_keys])
+def test_attend_stays_finite_for_large_logits(attend):
     q, k, v = 1e3 * normal(1, 1, 4, 8), 1e3 * normal(1, 1, 4, 8), normal(1, 1, 4, 8)
     largest = np.argmax(q[0, 0] @ k[0, 0].T, axis=1)
     close(attend(q, k, v)[0, 0], v[0, 0][largest])

@@ -19,7 +19,7 @@ from diffusion_jax.data import pipeline, sources
 from diffusion_jax.errors import Interrupted, UserError
 from diffusion_jax.training import loop
 from diffusion_jax.training.checkpoint import Checkpoints, writing
-from diffusion_jax.training.logging import RunLog
+from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.profiling import Profile
 
 
@@ -132,6 +132,20 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_fro
 
 
 NO_SPACE = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without space")
+
+
+def test_the_share_of_time_outside_of_steps(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    log = RunLog(tmp_path, 0, 8, 16)
+    for _ in range(2):
+        now[0] += 1.0
+        with log.in_step():
+            now[0] += 3.0
+    log.write_training(2, {"loss": 1.0}, 1e-3)
+    log.close()
+    line = read_metrics(tmp_path)[0]
+    assert line["outside_step"] == 0.25 and line["images_per_second"] == 4.0  # 2 x 16 images in 8 s
 
 
 @NO_SPACE

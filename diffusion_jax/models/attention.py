@@ -7,12 +7,28 @@ import jax.numpy as jnp
 from diffusion_jax.models.layers import GroupNorm
 
 
+@jax.custom_jvp
 def attend(q, k, v):
     """Softmax attention (Vaswani et al. 2017, eq. 1) of q, k, v [B, heads, N, d] -> [B, heads, N, d], softmax in float32.
 
-    The sum of a query's weights divides the product with v, not the weights: d divisions in place of N. Weights are held a row
-    for each key, and q and the result with their positions last, where they are scaled and divided: so no product, forward or
-    backward, sums over the rows of both its factors, which is XLA's slowest form of it on the CPU.
+    The sum of a query's weights divides the product with v, not the weights: d divisions in place of N.
+    """
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    product = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (product / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+
+@attend.defjvp
+def _(primals, tangents):
+    return jax.jvp(attend_by_keys, primals, tangents)
+
+
+def attend_by_keys(q, k, v):
+    """`attend` where it is differentiated: weights a row for each key; q and the result with their positions last.
+
+    So no product, forward or backward, sums over the rows of both its factors, XLA's slowest form of it on the CPU; scaling q
+    and dividing the result in that order keeps XLA from turning the products round again.
     """
     queries = q.swapaxes(2, 3) * q.shape[-1] ** -0.5
     logits = jnp.einsum("bhmd,bhdn->bhmn", k, queries, preferred_element_type=jnp.float32)

@@ -36,7 +36,7 @@ class RunLog:
         self.bar = tqdm.tqdm(
             total=num_steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True, disable=silent
         )
-        self.clock, self.clock_step = time.perf_counter(), step
+        self.restart_clock(step)
 
     def say(self, message: str) -> None:
         """A line for the screen and for log.txt."""
@@ -50,7 +50,14 @@ class RunLog:
 
     def restart_clock(self, step: int) -> None:
         """Leaves the time since the last line out of images/s."""
-        self.clock, self.clock_step = time.perf_counter(), step
+        self.clock, self.clock_step, self.in_steps = time.perf_counter(), step, 0.0
+
+    @contextlib.contextmanager
+    def in_step(self):
+        """Within it the host starts a step or waits for one; the rest of the time is logged as the share `outside_step`."""
+        started = time.perf_counter()
+        yield
+        self.in_steps += time.perf_counter() - started
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """A line of metrics.jsonl and a point of each TensorBoard curve; NaN, an empty quartile, is left out."""
@@ -63,7 +70,8 @@ class RunLog:
         """As `write`, with the learning rate and the speed since the last such line, which the progress bar shows, too."""
         seconds = time.perf_counter() - self.clock
         speed = (step - self.clock_step) * self.batch_size / seconds if seconds > 0 else 0.0
-        self.write(step, {**metrics, "learning_rate": learning_rate, "images_per_second": speed})
+        share = 1.0 - self.in_steps / seconds if seconds > 0 else 0.0
+        self.write(step, {**metrics, "learning_rate": learning_rate, "images_per_second": speed, "outside_step": share})
         self.bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {speed:.0f} images/s", refresh=False)
         self.restart_clock(step)
 

@@ -78,7 +78,9 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
                 # device has this one to do (test_loop.py counts).
                 with profile.begin(step, settings.steps_per_call):
                     batches = [next(run.batches) for _ in range(settings.steps_per_call)]
-                    state, metrics = run.take_steps(state, run.key, jax.tree.map(lambda *a: np.stack(a), *batches))
+                    stacked = jax.tree.map(lambda *a: np.stack(a), *batches)
+                    with run.log.in_step():
+                        state, metrics = run.take_steps(state, run.key, stacked)
                 step += settings.steps_per_call
                 if profile.end(step, metrics):
                     run.log.say(f"profile: {run.workdir / 'profile'}, for XProf or TensorBoard's profile plugin")
@@ -169,7 +171,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
 
 def record(run: Run, step: int, metrics) -> None:
     """Checks and logs the metrics, arrays [steps_per_call], of the steps up to `step`."""
-    metrics = jax.device_get(metrics)
+    with run.log.in_step():
+        metrics = jax.device_get(metrics)
     for name in ("loss", "grad_norm"):
         finite = np.isfinite(metrics[name])
         if not finite.all():
