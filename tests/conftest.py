@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from chains import injected, noise_by_index  # noqa: F401
 
-from diffusion_jax import schedules
+from diffusion_jax import cpu, schedules
 from diffusion_jax.predictions import PREDICTIONS
 from diffusion_jax.types import Level, Schedule
 
@@ -63,6 +63,14 @@ def continuous():
 
     inverse = lambda logsnr: 2 / jnp.pi * jnp.arctan(jnp.exp(-logsnr / 2))
     return Schedule(level, inverse, t_min=0.01, t_max=0.99, num_steps=None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def untuned():
+    """`cpu.tune` is for a process's start: where a test calls the program itself, its flags would mark this one wrongly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "tune", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,10 +10,11 @@ import numpy as np
 from tiny import environment
 
 from diffusion_jax import cpu
+from diffusion_jax.cpu import tune
 from diffusion_jax.models.unet import UNet
 
 
-def value_and_gradients():
+def value_and_gradients(tuned=False):
     """Value, gradient and the gradient as a training step of a U-Net, large enough that XLA asks its libraries."""
     network = UNet(out_channels=6, channels=32, channel_mult=(1,), blocks=1, attention_factors=(1,), heads=4)
     x, t = jax.random.normal(jax.random.key(1), (4, 16, 16, 3)), jnp.arange(4) * 100.0
@@ -23,7 +24,7 @@ def value_and_gradients():
     loss = lambda params: jnp.sum(jnp.square(network.apply(params, x, t)))
     value = jax.jit(network.apply, compiler_options=cpu.evaluating())(tree.unflatten(moved), x, t)
     step = cpu.compile_training(jax.jit(jax.grad(loss)), tree.unflatten(moved))
-    if isinstance(step, jax.stages.Compiled):
+    if tuned and jax.__version_info__[:2] == (0, 10):
         assert "onednn" in step.as_text()
     return [value, *(a for f in (jax.jit(jax.grad(loss)), step) for a in jax.tree.leaves(f(tree.unflatten(moved))))]
 
@@ -42,11 +43,11 @@ def test_a_tuned_process_computes_the_same(tmp_path):
 
 def test_a_setting_of_the_user_is_left_alone(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=dot")
-    cpu.tune()
+    tune()
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type=dot" and cpu.evaluating() is None
 
 
 if __name__ == "__main__":
-    cpu.tune()
+    tune()
     cpu.LONG = 0.0
-    np.savez(sys.argv[1], *value_and_gradients())
+    np.savez(sys.argv[1], *value_and_gradients(tuned=True))
