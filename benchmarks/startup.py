@@ -1,0 +1,92 @@
+"""How long until the first training step of the Improved DDPM U-Net: from nothing, and from JAX's compilation cache.
+
+Command:   python benchmarks/startup.py [--rounds 2] [--json FILE]
+Hardware:  any; four minutes on two cores
+
+Each start is a new process, which does what `main.py` does: import, make the parameters, compile the step, take it. A round is
+`cold`, with an empty cache, and `cached`, with the one that `cold` left; on a CPU `without oneDNN` does both again, because a
+step with oneDNN's products cannot be cached. The network is that of `benchmarks/unet.py`. Printed are medians in seconds;
+`step` is the second one, which compiles nothing.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STAGES = ("import jax", "import diffusion_jax", "parameters", "first step", "step", "all")
+
+
+def start() -> dict:
+    """Seconds of each stage in this process."""
+    marks = [time.perf_counter()]
+    mark = lambda: marks.append(time.perf_counter())
+    import jax
+
+    mark()
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    import numpy as np
+
+    import diffusion_jax  # noqa: F401
+    from diffusion_jax import cpu
+    from diffusion_jax.build import build, make_step
+    from diffusion_jax.training import loop, parallel  # noqa: F401
+
+    mark()
+    from unet import get_config
+
+    cpu.tune()
+    config = get_config(32, "float32")
+    parts, layout = build(config), parallel.layout()
+    init_key, key = jax.random.split(jax.random.key(0))
+    where = layout.state(jax.eval_shape(parts.init_state, init_key))
+    state = jax.block_until_ready(parallel.initial(parts.init_state, init_key, where))
+    mark()
+    take_steps = parallel.make_take_steps(layout, make_step(config, parts, layout), where)
+    batch = {"image": np.zeros((1, 32, 32, 32, 3), np.uint8)}
+    for _ in range(2):
+        state, _ = jax.block_until_ready(take_steps(state, key, batch))
+        mark()
+    taken = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    return dict(zip(STAGES, (*taken, marks[-2] - marks[0]), strict=True))
+
+
+def child(cache: str, flags: str) -> dict:
+    flags = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), flags)))
+    variables = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": flags}
+    command = [sys.executable, __file__, "--start"]
+    return json.loads(subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The time to the first training step.")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.start:
+        print(json.dumps(start()))
+        return 0
+    taken: dict = {}
+    for _ in range(options.rounds):
+        for name, flags in (("", ""), (" without oneDNN", "--xla_cpu_use_onednn=false")):
+            with tempfile.TemporaryDirectory() as cache:
+                for kind in ("cold", "cached"):
+                    taken.setdefault(kind + name, []).append(child(cache, flags))
+    medians = {name: {stage: statistics.median(run[stage] for run in runs) for stage in STAGES} for name, runs in taken.items()}
+    print(f"{'':24}" + "".join(f"{stage:>22}" for stage in STAGES))
+    for name, stages in medians.items():
+        print(f"{name:24}" + "".join(f"{seconds:22.2f}" for seconds in stages.values()))
+    if options.json:
+        options.json.write_text(json.dumps(medians, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
