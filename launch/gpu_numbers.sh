@@ -7,8 +7,9 @@
 set -euo pipefail
 folder=${1:-runs/gpu}
 mkdir -p "$folder"
+# JAX and PyTorch share the GPU, of which JAX would take three quarters at once
 for batch in ${BATCHES:-32 128 512}; do
-  python benchmarks/unet.py --dtype "${DTYPE:-bfloat16}" --batch "$batch" --rounds "${ROUNDS:-3}" \
+  XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/unet.py --dtype "${DTYPE:-bfloat16}" --batch "$batch" --rounds "${ROUNDS:-3}" \
     --json "$folder/unet_$batch.json" | tee "$folder/unet_$batch.txt"
 done
 python benchmarks/startup.py --rounds "${ROUNDS:-3}" --json "$folder/startup.json" | tee "$folder/startup.txt"
