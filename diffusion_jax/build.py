@@ -15,6 +15,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.unet import MODELS
 from diffusion_jax.sampling import check_guidance, make_grid, make_sampler, model_variance
 from diffusion_jax.training.augment import CONDITIONING
+from diffusion_jax.training.clipping import clip_by_global_norm
 from diffusion_jax.training.parallel import AXIS, Layout
 from diffusion_jax.training.profiling import parse_steps
 from diffusion_jax.training.state import TrainState, init_state, warmed_up_ema
@@ -294,7 +295,7 @@ def make_optimizer(config: Config, learning_rate: Callable) -> optax.GradientTra
         if training.weight_decay:
             raise UserError("config.training.weight_decay needs training.optimizer=adamw")
         update = optax.adam(learning_rate, training.b1, training.b2)
-    return optax.chain(optax.clip_by_global_norm(training.clip_norm), update) if training.clip_norm else update
+    return optax.chain(clip_by_global_norm(training.clip_norm), update) if training.clip_norm else update
 
 
 def make_step(config: Config, parts: Parts, layout: Layout | None = None) -> Callable:

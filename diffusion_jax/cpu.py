@@ -1,6 +1,7 @@
 """What a process on the CPU should set before JAX's first use of a device. `main.py` and the benchmarks do."""
 
 import ctypes
+import gc
 import os
 import platform
 import warnings
@@ -8,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 YNNPACK = "--xla_cpu_experimental_ynn_fusion_type=reduce,eltwise"
 ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 LONG = 1e11  # FLOPs of a step, a third of a second on two cores: in 1,000 steps a twentieth of it pays for compiling
@@ -18,14 +19,16 @@ def tune() -> None:
     """Keeps freed memory and chooses XLA's libraries; docs/performance.md says what each is worth. Results change in rounding.
 
     Every call of a compiled function takes its memory anew, a training step a gigabyte of it: the C library of Linux fetches
-    that from the system each time, page by page, unless told to keep it. Of XLA's libraries for the CPU, YNNPACK gets the
-    reductions and the elementwise work with what feeds it, Eigen the other convolutions and products. A setting of the same
-    name in XLA_FLAGS is left alone.
+    that from the system each time, page by page, unless told to keep it. It keeps that much for the main thread alone, which
+    therefore runs itself what it calls; the other threads have stores of their own, for many smaller pieces. Of XLA's
+    libraries for the CPU, YNNPACK gets the reductions and the elementwise work with what feeds it, Eigen the other
+    convolutions and products. A setting of the same name in XLA_FLAGS is left alone.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**26), (M_ARENA_MAX, 1)):
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**26)):
             libc.mallopt(parameter, value)
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.__version_info__[:2] == (0, 10) and "ynn_fusion_type" not in flags:  # XLA ends a process for a flag unknown to it
         os.environ["XLA_FLAGS"] = f"{flags} {YNNPACK}".strip()
@@ -39,6 +42,11 @@ def evaluating() -> dict | None:
     return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"} if _tuned() else None
 
 
+def once() -> dict | None:
+    """`compiler_options` of `jax.jit` for a function called once, where `tune` was called: compiles in half the time."""
+    return {"xla_backend_optimization_level": 0, "xla_cpu_experimental_ynn_fusion_type": ""} if _tuned() else None
+
+
 def compile_training(step: Callable, *arguments) -> Callable:
     """A jitted or pmapped training step, compiled for arguments like these, where `tune` was called; a long one with oneDNN.
 
@@ -47,7 +55,13 @@ def compile_training(step: Callable, *arguments) -> Callable:
     """
     if not _tuned():
         return step
-    lowered = step.lower(*arguments)
+    collects = gc.isenabled()
+    gc.disable()  # it takes a third of the time of tracing, and finds nothing
+    try:
+        lowered = step.lower(*arguments)
+    finally:
+        if collects:
+            gc.enable()
     if "xla_cpu_use_onednn" in os.environ["XLA_FLAGS"] or lowered.cost_analysis()["flops"] < LONG:
         return lowered.compile()
     with warnings.catch_warnings():

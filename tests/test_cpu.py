@@ -18,7 +18,7 @@ def value_and_gradients(tuned=False):
     """Value, gradient and the gradient as a training step of a U-Net, large enough that XLA asks its libraries."""
     network = UNet(out_channels=6, channels=32, channel_mult=(1,), blocks=1, attention_factors=(1,), heads=4)
     x, t = jax.random.normal(jax.random.key(1), (4, 16, 16, 3)), jnp.arange(4) * 100.0
-    params = network.init(jax.random.key(0), x, t)
+    params = jax.jit(network.init, compiler_options=cpu.once())(jax.random.key(0), x, t)
     leaves, tree = jax.tree.flatten(params)
     moved = [a + 0.02 * jax.random.normal(jax.random.key(i), a.shape) for i, a in enumerate(leaves)]  # no layer is zero
     loss = lambda params: jnp.sum(jnp.square(network.apply(params, x, t)))

@@ -51,8 +51,8 @@ class SelfAttention(nn.Module):
         b, h, w, c = x.shape
         if self.heads < 1 or c % self.heads:
             raise ValueError(f"an attention of {c} channels cannot be cut into {self.heads} heads")
-        a = GroupNorm(name="norm")(x).astype(self.dtype).reshape(b, h * w, c)
+        a = GroupNorm(name="norm")(x).astype(self.dtype).reshape(b * h * w, c)  # one axis: the gradient of qkv sums over it
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(a).reshape(b, h * w, 3 * self.heads, c // self.heads)
         a = attend(*jnp.split(qkv.transpose(0, 2, 1, 3), 3, axis=1)).transpose(0, 2, 1, 3)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
-        return x + out(a.reshape(b, h * w, c)).reshape(b, h, w, c)
+        return x + out(a.reshape(b * h * w, c)).reshape(b, h, w, c)

@@ -64,13 +64,15 @@ def _(primals, tangents):
     h = x_ * f + s
     t = jnp.tanh(h)
     dh = (dx * factor + x * dfactor + dsummand).reshape(h.shape)
-    return _affine_silu(*primals), (dh + dh * t + (dh * h - dh * h * t * t)).reshape(x.shape)
+    dg = dh + dh * t
+    return _affine_silu(*primals), (dg + dg * (h - h * t)).reshape(x.shape)
 
 
 def affine_silu(x, factor, summand):
     """silu(u) with u = factor x + summand, of x [B, ..., C], the others [B, C]; the backward pass keeps these, not u.
 
-    It is written in h = u / 2 and t = tanh(h): silu(u) = h + h t, and its differential is dh (1 + t) + dh h (1 - t^2).
+    It is written in h = u / 2 and t = tanh(h): silu(u) = h + h t, and its differential is dh (1 + t) (1 + h (1 - t)),
+    multiplied out until no constant is left, of which XLA would make an array on the CPU.
     """
     return jax.checkpoint(_affine_silu)(x, factor, summand)
 

@@ -23,13 +23,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax import cpu
 from diffusion_jax.errors import Interrupted, UserError
+from diffusion_jax.training.clipping import SMALL
 from diffusion_jax.training.step import unroll
 from diffusion_jax.types import PyTree
 
 AXIS = "batch"  # of the pmapped step
 AXES = ("data", "fsdp")  # of the mesh; a batch is cut along both
 KINDS = ("auto", "pmap", "mesh")
-LEAST = 1024  # numbers of an array that is worth cutting up
+LEAST = SMALL  # numbers of an array that is worth cutting up
 
 
 def start() -> None:
@@ -223,7 +224,7 @@ def place(tree: PyTree) -> PyTree:
 
 def initial(init: Callable, key: jax.Array, where: PyTree) -> PyTree:
     """init(key), every array made in its place. where: from `Layout.state`."""
-    return jax.jit(init, out_shardings=jax.tree.map(lambda a: a.sharding, where))(key)
+    return jax.jit(init, out_shardings=jax.tree.map(lambda a: a.sharding, where), compiler_options=cpu.once())(key)
 
 
 def make_take_steps(layout: Layout, step: Callable, where: PyTree, steps_per_call: int = 1) -> Callable:

@@ -8,6 +8,7 @@ import optax
 
 from diffusion_jax.noise import example_keys, fold_in, normal
 from diffusion_jax.training.augment import augment
+from diffusion_jax.training.clipping import global_norm
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import ApplyFn, Loss, Schedule, Timesteps
 
@@ -111,8 +112,8 @@ def make_train_step(
         metrics = {
             "loss": jnp.mean(weights * losses),
             **loss_by_quartile(t, losses, t_range),
-            "grad_norm": optax.tree.norm(gradients),
-            "param_norm": optax.tree.norm(params),
+            "grad_norm": global_norm(gradients),
+            "param_norm": global_norm(params),
         }
         return state, metrics
 
