@@ -6,7 +6,9 @@ import optax
 
 from diffusion_jax.types import PyTree
 
-SMALL = 1024  # arrays of fewer numbers count as one: most of a network's are such, and XLA compiles several programs for each
+# Arrays of fewer numbers, most of a network's, are joined before their norm is taken: XLA compiles several programs for each.
+# `parallel.cut_axis` leaves them whole, so that no device asks another for its part.
+SMALL = 1024
 
 
 def global_norm(tree: PyTree) -> jax.Array:

@@ -30,7 +30,6 @@ from diffusion_jax.types import PyTree
 AXIS = "batch"  # of the pmapped step
 AXES = ("data", "fsdp")  # of the mesh; a batch is cut along both
 KINDS = ("auto", "pmap", "mesh")
-LEAST = SMALL  # numbers of an array that is worth cutting up
 
 
 def start() -> None:
@@ -146,9 +145,9 @@ def preempted(step: int) -> bool:
 
 
 def cut_axis(shape: tuple[int, ...], fsdp: int) -> int | None:
-    """The longest axis that fsdp divides, the last of several; None where there is none, or fewer than LEAST numbers."""
+    """The longest axis that fsdp divides, the last of several; None where there is none, or fewer than SMALL numbers."""
     axes = [axis for axis, length in enumerate(shape) if length % fsdp == 0]
-    if fsdp == 1 or not axes or np.prod(shape) < LEAST:
+    if fsdp == 1 or not axes or np.prod(shape) < SMALL:
         return None
     return max(axes, key=lambda axis: (shape[axis], axis))
 
