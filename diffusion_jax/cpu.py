@@ -1,4 +1,4 @@
-"""What a process on the CPU should set before JAX's first use of a device, and then compile with. `main.py` and benchmarks do."""
+"""What a process on the CPU sets before the first use of a device, and compiles with. `main.py` and the benchmarks do."""
 
 import ctypes
 import gc
