@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from tensorboardX.record_writer import RecordWriter
 from tiny import command, curves, environment, experiment_file, pixels, run_command, tiny_config
 
 from diffusion_jax import generate
@@ -152,14 +154,9 @@ def test_the_share_of_time_outside_of_steps(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["metrics", "text", "events"])
 def test_no_line_of_the_log_is_lost_in_silence(tmp_path, name):
     log = RunLog(tmp_path, 0, 8, 16)
-    if name == "events":  # the library has its own buffer
-        log.events.close()
-        full = open("/dev/full", "wb")  # noqa: SIM115
-        log.events._py_recordio_writer._writer = full
-    else:
-        getattr(log, name).close()
-        full = open("/dev/full", "a", buffering=1)  # noqa: SIM115
-        setattr(log, name, full)
+    getattr(log, name).close()
+    full = RecordWriter("/dev/full") if name == "events" else open("/dev/full", "a", buffering=1)  # noqa: SIM115
+    setattr(log, name, full)
 
     @writing(tmp_path)
     def write():
@@ -229,7 +226,22 @@ def small_disk(tmp_path):
     if sys.platform != "linux" or mount("-t", "tmpfs", "-o", "size=1m", "tmpfs").returncode:
         pytest.skip("mounting a small disk needs Linux and root's rights")
     yield disk, lambda options: mount("-o", f"remount,{options}").check_returncode()
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def open_files(folder):
+    """The files below the folder that this process holds open, by Linux's list of them."""
+    files = (pathlib.Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd"))
+    return [str(file.readlink()) for file in files if file.is_symlink() and str(folder) in str(file.readlink())]
+
+
+@pytest.mark.parametrize("size", ["44k", "80k"])  # full as the run begins, and at a line of its log
+def test_a_run_that_cannot_write_leaves_no_file_open(small_disk, size):
+    disk, remount = small_disk
+    remount(f"size={size}")
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
+        loop.train(tiny_config(), disk / "run")
+    assert open_files(disk) == []
 
 
 def test_a_small_disk(undisturbed, small_disk, tmp_path):
@@ -239,6 +251,7 @@ def test_a_small_disk(undisturbed, small_disk, tmp_path):
     with pytest.raises(UserError, match=r"No space left on device") as error:
         loop.train(config, disk / "run")
     assert "\n" not in str(error.value)
+    assert open_files(disk) == []
     kept = Checkpoints(disk / "run", read_only=True).latest()
     remount("size=64m")
     loop.train(config, disk / "run")

@@ -5,13 +5,14 @@ import json
 import math
 import os
 import pathlib
+import socket
 import sys
 import time
 
 import tqdm
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import RecordWriter
 
 from diffusion_jax.training.checkpoint import write_text
 
@@ -27,11 +28,17 @@ class RunLog:
             kept = [line for line in read_metrics(workdir) if line["step"] <= step]
             write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
             (workdir / "tensorboard").mkdir(exist_ok=True)
-        self.metrics, self.text = metrics.open("a", buffering=1), text.open("a", buffering=1)
-        # Not SummaryWriter: its thread dies of a full disk, and the run would wait for it for ever.
-        self.events = None if silent else EventsWriter(str(workdir / "tensorboard" / "events"), f".{os.getpid()}")
-        self.add_event(step + 1, file_version="brain.Event:2")
-        self.add_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # takes back what lies beyond
+        # Not SummaryWriter: its thread dies of a full disk, and the run would wait for it for ever; nor EventsWriter, which
+        # leaves its file open where that cannot be flushed.
+        events = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        with contextlib.ExitStack() as opened:
+            self.metrics, self.text = (opened.enter_context(path.open("a", buffering=1)) for path in (metrics, text))
+            self.events = None if silent else RecordWriter(str(workdir / "tensorboard" / events))
+            if self.events:
+                opened.callback(self.events.close)
+            self.add_event(step + 1, file_version="brain.Event:2")
+            self.add_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # takes back what lies beyond
+            self.opened = opened.pop_all()
         interval = 0.2 if sys.stderr.isatty() else 10.0
         self.bar = tqdm.tqdm(
             total=num_steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True, disable=silent
@@ -46,7 +53,7 @@ class RunLog:
 
     def add_event(self, step: int, **what) -> None:
         if self.events:
-            self.events.write_event(Event(wall_time=time.time(), step=step, **what))
+            self.events.write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
 
     def restart_clock(self, step: int) -> None:
         """Leaves the time since the last line out of images/s."""
@@ -90,9 +97,8 @@ class RunLog:
     def close(self) -> None:
         """Whatever cannot be written was reported by the write or by `flush`."""
         self.bar.close()
-        for file in filter(None, (self.metrics, self.text, self.events)):
-            with contextlib.suppress(OSError):
-                file.close()
+        with contextlib.suppress(OSError):
+            self.opened.close()
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict]:

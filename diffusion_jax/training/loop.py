@@ -1,5 +1,6 @@
 """The command `train`: the training loop, in the order of time."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -145,28 +146,32 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         open_workdir(workdir, config)
     wait_for_all("workdir")
     checkpoints = Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
-    init_key, key = jax.random.split(jax.random.key(config.seed))
-    where = lay.state(jax.eval_shape(parts.init_state, init_key))
-    if agreed(checkpoints.latest() is None):
-        state = initial(parts.init_state, init_key, where)
-    else:
-        state, extra = checkpoints.restore(where)
-        check_step(workdir, int(state.step), config)  # which is not the newest one's where that is damaged
-        key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32))
-        if "data" in extra:  # a run made of imported weights has read none yet
-            batches.set_state(extra["data"])
-    step = int(state.step)
-    log = RunLog(workdir, step, settings.num_steps, settings.batch_size, silent=not primary())
-    if primary():
-        for folder in ("samples", "plots"):
-            (workdir / folder).mkdir(exist_ok=True)
-        plots.schedule(workdir / "plots" / "schedule.png", parts.schedule, parts.betas, config.diffusion.schedule)
-    parameters = sum(a.size for a in jax.tree.leaves(state.params))
-    log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {lay}")
-    for note in (*checkpoints.notes, *getattr(source, "notes", ())):
-        log.say(f"note: {note}")
-    take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
-    return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, score, checkpoints, log), state
+    with contextlib.ExitStack() as opened:
+        opened.callback(checkpoints.close)
+        init_key, key = jax.random.split(jax.random.key(config.seed))
+        where = lay.state(jax.eval_shape(parts.init_state, init_key))
+        if agreed(checkpoints.latest() is None):
+            state = initial(parts.init_state, init_key, where)
+        else:
+            state, extra = checkpoints.restore(where)
+            check_step(workdir, int(state.step), config)  # which is not the newest one's where that is damaged
+            key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32))
+            if "data" in extra:  # a run made of imported weights has read none yet
+                batches.set_state(extra["data"])
+        step = int(state.step)
+        log = RunLog(workdir, step, settings.num_steps, settings.batch_size, silent=not primary())
+        opened.callback(log.close)
+        if primary():
+            for folder in ("samples", "plots"):
+                (workdir / folder).mkdir(exist_ok=True)
+            plots.schedule(workdir / "plots" / "schedule.png", parts.schedule, parts.betas, config.diffusion.schedule)
+        parameters = sum(a.size for a in jax.tree.leaves(state.params))
+        log.say(f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {lay}")
+        for note in (*checkpoints.notes, *getattr(source, "notes", ())):
+            log.say(f"note: {note}")
+        take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
+        opened.pop_all()  # from here on take_all_steps closes them
+        return Run(config, workdir, parts, key, batches, take_steps, evaluate, draw, score, checkpoints, log), state
 
 
 def record(run: Run, step: int, metrics) -> None:
