@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import tensorboardX
 
 from diffusion_jax import generate, nll, pictures
 from diffusion_jax.build import Parts, check_ranges
@@ -23,6 +22,7 @@ from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
 from diffusion_jax.sampling import make_generate
 from diffusion_jax.training.checkpoint import write_text
+from diffusion_jax.training.events import Events
 from diffusion_jax.training.parallel import primary, process, start, together, wait_for_all
 from diffusion_jax.version import __version__
 from diffusion_jax.weights import fingerprint
@@ -87,9 +87,9 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     report["protocol"] = protocol | surroundings(settings.num, reference, settings.replicates)
     other = "" if against in ("", data.train_split) else f"-against-{key(reference.statistics.record)}"
     path = write_report(folder / f"report-{settings.num}{other}.json", report)
-    with tensorboardX.SummaryWriter(str(workdir / "tensorboard")) as events:
+    with Events(workdir / "tensorboard") as events:
         for name, value in scalars(report).items():
-            events.add_scalar(f"evaluation-{settings.num}/{name}", value, run.step)
+            events.scalar(f"evaluation-{settings.num}/{name}", value, run.step)
     print(summary(report))
     return path
 

@@ -5,16 +5,13 @@ import json
 import math
 import os
 import pathlib
-import socket
 import sys
 import time
 
 import tqdm
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import RecordWriter
 
 from diffusion_jax.training.checkpoint import write_text
+from diffusion_jax.training.events import Events
 
 
 class RunLog:
@@ -27,17 +24,9 @@ class RunLog:
         if not silent:
             kept = [line for line in read_metrics(workdir) if line["step"] <= step]
             write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
-            (workdir / "tensorboard").mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies of a full disk, and the run would wait for it for ever; nor EventsWriter, which
-        # leaves its file open where that cannot be flushed.
-        events = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         with contextlib.ExitStack() as opened:
             self.metrics, self.text = (opened.enter_context(path.open("a", buffering=1)) for path in (metrics, text))
-            self.events = None if silent else RecordWriter(str(workdir / "tensorboard" / events))
-            if self.events:
-                opened.callback(self.events.close)
-            self.add_event(step + 1, file_version="brain.Event:2")
-            self.add_event(step + 1, session_log=SessionLog(status=SessionLog.START))  # takes back what lies beyond
+            self.events = None if silent else opened.enter_context(Events(workdir / "tensorboard", takes_back=step + 1))
             self.opened = opened.pop_all()
         interval = 0.2 if sys.stderr.isatty() else 10.0
         self.bar = tqdm.tqdm(
@@ -50,10 +39,6 @@ class RunLog:
         if not self.silent:
             tqdm.tqdm.write(message, file=sys.stdout)
         self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
-
-    def add_event(self, step: int, **what) -> None:
-        if self.events:
-            self.events.write(Event(wall_time=time.time(), step=step, **what).SerializeToString())
 
     def restart_clock(self, step: int) -> None:
         """Leaves the time since the last line out of images/s."""
@@ -70,8 +55,9 @@ class RunLog:
         """A line of metrics.jsonl and a point of each TensorBoard curve; NaN, an empty quartile, is left out."""
         metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self.metrics.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self.add_event(step, summary=summary.scalar(name, value))
+        if self.events:
+            for name, value in metrics.items():
+                self.events.scalar(name, value, step)
 
     def write_training(self, step: int, metrics: dict[str, float], learning_rate: float) -> None:
         """As `write`, with the learning rate and the speed since the last such line, which the progress bar shows, too."""
@@ -84,7 +70,8 @@ class RunLog:
 
     def picture(self, name: str, image, step: int) -> None:
         """image: uint8 [H, W, C]."""
-        self.add_event(step, summary=summary.image(name, image, dataformats="HWC"))
+        if self.events:
+            self.events.image(name, image, step)
 
     def flush(self) -> None:
         """All so far is on the disk when this returns, so that a checkpoint is never ahead of it."""
