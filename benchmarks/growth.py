@@ -5,8 +5,7 @@ Hardware:  any; eight minutes on two cores
 
 From the U-Net of `benchmarks/unet.py` with 32 channels, for 16 x 16 images and a batch of 16, one setting is changed at a time.
 Printed are the FLOPs of an evaluation, the median time of a training step, FLOPs of three evaluations over that time, and the
-memory that XLA gives the step's arrays in between; for chains of DDIM, the time of a whole chain. All without oneDNN's products
-(`cpu.compile_training`), so that settings compare.
+memory that XLA gives the step's arrays in between; for chains of DDIM, the time of a whole chain.
 """
 
 import argparse

@@ -1,16 +1,16 @@
 """How long until the first training step of the Improved DDPM U-Net: from nothing, and from JAX's compilation cache.
 
 Command:   python benchmarks/startup.py [--rounds 2] [--json FILE]
-Hardware:  any; four minutes on two cores
+Hardware:  any; two minutes on two cores
 
 Each start is a new process, which does what `main.py` does: import, make the parameters, compile the step, take it. A round is
-`cold`, with an empty cache, and `cached`, with the one that `cold` left; with JAX 0.10, whose XLA knows that flag, `without
-oneDNN` does both again, because on a CPU a step with oneDNN's products cannot be cached. The network is that of
-`benchmarks/unet.py`. Printed are medians in seconds; `step` is the second one, which compiles nothing.
+`cold`, with an empty cache, and `cached`, with the one that `cold` left. The network is that of
+`benchmarks/unet.py`. Printed are medians in seconds. `compiling` is a part of the first step, by JAX's own clock, the rest of
+which is tracing and taking the step; `step` is the second one, which compiles nothing.
 """
 
 import argparse
-import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -21,7 +21,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STAGES = ("import jax", "import diffusion_jax", "parameters", "first step", "step", "all")
+STAGES = ("import jax", "import diffusion_jax", "parameters", "first step", "compiling", "step", "all")
 
 
 def start() -> dict:
@@ -51,16 +51,22 @@ def start() -> dict:
     mark()
     take_steps = parallel.make_take_steps(layout, make_step(config, parts, layout), where)
     batch = {"image": np.zeros((1, 32, 32, 32, 3), np.uint8)}
+    compiling = []
+
+    def keep(event: str, duration_secs: float, **_) -> None:
+        if event.endswith("/backend_compile_duration"):
+            compiling.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(keep)
     for _ in range(2):
         state, _ = jax.block_until_ready(take_steps(state, key, batch))
         mark()
-    taken = [b - a for a, b in zip(marks, marks[1:], strict=False)]
-    return dict(zip(STAGES, (*taken, marks[-2] - marks[0]), strict=True))
+    *taken, step = (b - a for a, b in itertools.pairwise(marks))
+    return dict(zip(STAGES, (*taken, sum(compiling), step, marks[-2] - marks[0]), strict=True))
 
 
-def child(cache: str, flags: str) -> dict:
-    flags = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), flags)))
-    variables = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": flags}
+def child(cache: str) -> dict:
+    variables = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
     command = [sys.executable, __file__, "--start"]
     return json.loads(subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout)
 
@@ -74,19 +80,15 @@ def main() -> int:
     if options.start:
         print(json.dumps(start()))
         return 0
-    starts = {"": ""}
-    if importlib.metadata.version("jax").startswith("0.10."):  # XLA ends a process for a flag unknown to it
-        starts[" without oneDNN"] = "--xla_cpu_use_onednn=false"
     taken: dict = {}
     for _ in range(options.rounds):
-        for name, flags in starts.items():
-            with tempfile.TemporaryDirectory() as cache:
-                for kind in ("cold", "cached"):
-                    taken.setdefault(kind + name, []).append(child(cache, flags))
+        with tempfile.TemporaryDirectory() as cache:
+            for kind in ("cold", "cached"):
+                taken.setdefault(kind, []).append(child(cache))
     medians = {name: {stage: statistics.median(run[stage] for run in runs) for stage in STAGES} for name, runs in taken.items()}
-    print(f"{'':24}" + "".join(f"{stage:>22}" for stage in STAGES))
+    print(f"{'':8}" + "".join(f"{stage:>22}" for stage in STAGES))
     for name, stages in medians.items():
-        print(f"{name:24}" + "".join(f"{seconds:22.2f}" for seconds in stages.values()))
+        print(f"{name:8}" + "".join(f"{seconds:22.2f}" for seconds in stages.values()))
     if options.json:
         options.json.write_text(json.dumps(medians, indent=1) + "\n")
     return 0

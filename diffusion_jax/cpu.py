@@ -1,18 +1,13 @@
 """What a process on the CPU sets before the first use of a device, and compiles with. `main.py` and the benchmarks do."""
 
 import ctypes
-import gc
 import os
 import platform
-import warnings
-from collections.abc import Callable
 
 import jax
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 YNNPACK = "--xla_cpu_experimental_ynn_fusion_type=reduce,eltwise"
-ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-LONG = 1e11  # FLOPs of a step, a third of a second on two cores: in 1,000 steps a twentieth of it pays for compiling
 
 
 def tune() -> None:
@@ -45,28 +40,6 @@ def evaluating() -> dict | None:
 def once() -> dict | None:
     """`compiler_options` of `jax.jit` for a function called once, where `tune` was called: compiles in half the time."""
     return {"xla_backend_optimization_level": 0, "xla_cpu_experimental_ynn_fusion_type": ""} if _tuned() else None
-
-
-def compile_training(step: Callable, *arguments) -> Callable:
-    """A jitted or pmapped training step, compiled for arguments like these, where `tune` was called; a long one with oneDNN.
-
-    Its products are the faster ones, of attention above all. But XLA cannot write a program with them to JAX's compilation
-    cache, so it is compiled at every start. `--xla_cpu_use_onednn=false` in XLA_FLAGS keeps it out.
-    """
-    if not _tuned():
-        return step
-    collects = gc.isenabled()
-    gc.disable()  # it takes a third of the time of tracing, and finds nothing
-    try:
-        lowered = step.lower(*arguments)
-    finally:
-        if collects:
-            gc.enable()
-    if "xla_cpu_use_onednn" in os.environ["XLA_FLAGS"] or lowered.cost_analysis()["flops"] < LONG:
-        return lowered.compile()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Error writing persistent compilation cache")
-        return lowered.compile(compiler_options=ONEDNN)
 
 
 def _tuned() -> bool:
