@@ -226,7 +226,7 @@ def network(config: Config) -> tuple[ApplyFn, Callable]:
         cond = cond if config.data.num_classes else None  # a source may have labels that the experiment leaves out
         return module.apply({"params": params}, x, t, cond, augmentation, train=dropout_key is not None, rngs=rngs)
 
-    @jax.jit  # traced once for all its callers
+    @jax.jit  # which traces it once: for the check below, for shapes, for the parameters (test_parallel.py)
     def init_params(key):
         labels = jnp.zeros((1,), jnp.int32) if config.data.num_classes else None
         augmentation = jnp.zeros((1, CONDITIONING)) if config.data.augment else None

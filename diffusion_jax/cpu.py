@@ -1,4 +1,7 @@
-"""What a process on the CPU sets before the first use of a device, and compiles with. `main.py` and the benchmarks do."""
+"""What a process on the CPU sets before the first use of a device, and compiles with.
+
+`main.py` does, and of the benchmarks those of speed: unet, startup, growth.
+"""
 
 import ctypes
 import os
@@ -17,7 +20,8 @@ def tune() -> None:
     that from the system each time, page by page, unless told to keep it. It keeps that much for the main thread alone, which
     therefore runs itself what it calls; the other threads have stores of their own, for many smaller pieces. Of XLA's
     libraries for the CPU, YNNPACK gets the reductions and the elementwise work with what feeds it, Eigen the other
-    convolutions and products. A setting of the same name in XLA_FLAGS is left alone.
+    convolutions and products; of JAX 0.10 alone, as XLA ends a process for a flag unknown to it. A setting of the same name in
+    XLA_FLAGS is left alone. To be called before JAX's first use of a device, and for a whole process: no memory goes back.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

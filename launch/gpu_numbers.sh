@@ -1,9 +1,10 @@
 #!/bin/bash
 # All of docs/performance.md's and docs/results.md's figures that need a GPU, in one command:   launch/gpu_numbers.sh [FOLDER]
-# Benchmarks in bfloat16 beside torch.compile at several batches, start-up and growth; then experiments/cosine.py on CIFAR-10 for
-# as long as HOURS says (a run that is interrupted goes on: the same command), its bits/dim, FID and samples. Everything goes into
-# FOLDER, runs/gpu unless named. TRAIN holds settings of the training, as TRAIN="--config.training.batch_size=512". Run it in an
-# environment with `pip install -e ".[cuda,benchmark]"`; a torch for CPUs makes for a comparison with nothing.
+# Benchmarks in bfloat16 beside torch.compile at several batches, start-up and growth in float32; then experiments/cosine.py on
+# CIFAR-10 for as long as HOURS says (a run that is interrupted goes on: the same command), its bits/dim, FID and samples.
+# Everything goes into FOLDER, runs/gpu unless named. TRAIN holds settings of the training, as
+# TRAIN="--config.training.batch_size=512". Run it in an environment with `pip install -e ".[cuda,benchmark]"`; a torch for CPUs
+# makes for a comparison with nothing.
 set -euo pipefail
 folder=${1:-runs/gpu}
 mkdir -p "$folder"

@@ -1,13 +1,12 @@
 """What `cpu.tune` sets, against a process that does without."""
 
-import os
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import environment
+from tiny import ROOT, environment
 
 from diffusion_jax import cpu
 from diffusion_jax.cpu import tune
@@ -38,12 +37,17 @@ def test_a_tuned_process_computes_the_same(tmp_path):
         assert np.abs(tuned[f"arr_{i}"] - expected).max() <= 1e-5 * (largest if i else np.abs(expected).max()), i
 
 
-def test_a_setting_of_the_user_is_left_alone(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=dot")
-    tune()
-    assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type=dot" and cpu.evaluating() is None
+def test_a_setting_of_the_user_is_left_alone():
+    program = "import os; from diffusion_jax.cpu import *; tune(); print(os.environ['XLA_FLAGS'], evaluating(), once())"
+    given = "--xla_cpu_experimental_ynn_fusion_type=dot"
+    variables = environment(XLA_FLAGS=given, JAX_PLATFORMS="cpu")
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == f"{given} None None", done.stderr[-2000:]
 
 
 if __name__ == "__main__":
     tune()
+    if jax.__version_info__[:2] == (0, 10):
+        assert "ynn_fusion" in jax.jit(lambda x: jnp.sum(x * x + x)).lower(jnp.ones((64, 4096))).compile().as_text()
+        assert cpu.evaluating() and cpu.once()
     np.savez(sys.argv[1], *value_and_gradient())

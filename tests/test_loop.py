@@ -1,6 +1,7 @@
 """Whole runs: that a resumed one is the same run, whatever ended it."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -136,6 +137,45 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_fro
 NO_SPACE = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without space")
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_images_a_second_are_those_of_the_steps_alone(tmp_path, monkeypatch, waits):
+    """By a clock of its own: a step takes 2 s, the first 60 s more, a held-out loss 100 s. The host takes part or does not."""
+    config = tiny_config(eval_every=4, checkpoint_every=8, log_every=2)
+    run, state = loop.begin(config, tmp_path / "run")
+    now, ready = [0.0], [0.0]  # of the host; when the device will have done what it has to
+
+    class Result:
+        def __init__(self):
+            self.at = ready[0]
+
+        def is_ready(self):
+            return now[0] >= self.at
+
+        def __array__(self, dtype=None, copy=None):
+            now[0] = max(now[0], self.at)
+            return np.ones(1, np.float32)
+
+    def take_steps(state, key, batches):
+        step = state.step + 1
+        now[0] += 60.0 * (step == 1)
+        ready[0] = max(now[0], ready[0]) + 2.0
+        now[0] = ready[0] if waits else now[0]
+        return state.replace(step=step), {name: Result() for name in ("loss", "grad_norm", "learning_rate")}
+
+    def evaluate(run, state):
+        now[0] += 100.0
+
+    monkeypatch.setattr("diffusion_jax.training.logging.time.perf_counter", lambda: now[0])
+    for name in ("draw_picture", "finish"):
+        monkeypatch.setattr(loop, name, lambda run, state: None)
+    monkeypatch.setattr(loop, "save", lambda run, state, wait: None)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    loop.take_all_steps(run._replace(take_steps=take_steps), state.replace(step=0))
+    speeds = {line["step"]: line["images_per_second"] for line in read_metrics(tmp_path / "run")}
+    assert speeds.keys() == {2, 4, 6, 8}
+    assert set(speeds.values()) == {config.training.batch_size / 2.0}
+
+
 def test_the_share_of_time_outside_of_steps(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
@@ -227,7 +267,9 @@ def small_disk(tmp_path):
     if sys.platform != "linux" or mount("-t", "tmpfs", "-o", "size=1m", "tmpfs").returncode:
         pytest.skip("mounting a small disk needs Linux and root's rights")
     yield disk, lambda options: mount("-o", f"remount,{options}").check_returncode()
+    left_open = open_files(disk)
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    assert left_open == []
 
 
 def open_files(folder):
@@ -236,13 +278,26 @@ def open_files(folder):
     return [str(file.readlink()) for file in files if file.is_symlink() and str(folder) in str(file.readlink())]
 
 
-@pytest.mark.parametrize("size", ["44k", "80k"])  # full as the run begins, and at a line of its log
-def test_a_run_that_cannot_write_leaves_no_file_open(small_disk, size):
+@pytest.mark.parametrize("size, begun", [("44k", False), ("80k", True)])
+def test_a_run_that_cannot_write_leaves_no_file_open(small_disk, size, begun):
+    """Full before the log's first line, and after it."""
     disk, remount = small_disk
     remount(f"size={size}")
     with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
         loop.train(tiny_config(), disk / "run")
     assert open_files(disk) == []
+    assert ("starting" in (disk / "run" / "log.txt").read_text()) == begun
+
+
+def test_a_profile_that_cannot_be_written_leaves_no_file_open(tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run" / "profile"))
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **options: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
+        loop.train(tiny_config(profile_steps="1:99", num_steps=3), tmp_path / "run")
+    assert open_files(tmp_path) == []
 
 
 def test_a_small_disk(undisturbed, small_disk, tmp_path):
@@ -380,6 +435,9 @@ class Counted:
     def __array__(self, dtype=None, copy=None):
         self.events.append(("read", self.step))
         return self.value
+
+    def is_ready(self):
+        return False
 
 
 def test_the_host_waits_for_nothing_but_the_metrics_of_the_step_before(tmp_path, monkeypatch):

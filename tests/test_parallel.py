@@ -1,5 +1,6 @@
 """The same numbers on one device, eight of one process, and several processes; all of which end together."""
 
+import gc
 import signal
 import socket
 import subprocess
@@ -13,7 +14,9 @@ import tiny
 from tiny import ROOT, command, environment, experiment_file
 
 from diffusion_jax.build import build
+from diffusion_jax.models.unet import UNet
 from diffusion_jax.plan import held
+from diffusion_jax.training import parallel
 
 TESTS = ROOT / "tests"
 OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -37,6 +40,26 @@ def test_eight_devices_give_the_numbers_of_one():
     program = [sys.executable, str(TESTS / "devices_program.py"), str(ROOT)]
     done = subprocess.run(program, env=devices(8), capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "eight devices agree with one", done.stderr[-3000:]
+
+
+def test_garbage_is_collected_again_after_a_failure():
+    def fails():
+        with parallel.no_collection():
+            assert not gc.isenabled()
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fails()
+    assert gc.isenabled()
+
+
+def test_the_network_is_traced_once_for_its_checks_its_shapes_and_its_parameters(monkeypatch):
+    calls, init = [], UNet.init
+    monkeypatch.setattr(UNet, "init", lambda *arguments: calls.append(arguments) or init(*arguments))
+    parts, key, layout = build(tiny.tiny_config()), jax.random.key(0), parallel.layout()
+    where = layout.state(jax.eval_shape(parts.init_state, key))
+    jax.eval_shape(lambda key: parallel.initial(parts.init_state, key, where), key)
+    assert len(calls) == 1
 
 
 @pytest.fixture(scope="module")

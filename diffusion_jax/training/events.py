@@ -1,21 +1,30 @@
 """TensorBoard's event files."""
 
+import contextlib
 import os
 import pathlib
 import socket
 import sys
 import time
 
-# tensorboardX imports torch where it is installed, for over a second, and what is used of it here does without.
-apart = "torch" not in sys.modules
-if apart:
-    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
-from tensorboardX import summary  # noqa: E402
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.record_writer import RecordWriter  # noqa: E402
 
-if apart:
-    del sys.modules["torch"]
+@contextlib.contextmanager
+def without_torch():
+    """tensorboardX imports torch where it is installed, for over a second, and what is used of it here does without."""
+    apart = "torch" not in sys.modules
+    if apart:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        if apart:
+            sys.modules.pop("torch", None)
+
+
+with without_torch():
+    from tensorboardX import summary
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.record_writer import RecordWriter
 
 
 class Events:

@@ -41,7 +41,7 @@ class RunLog:
         self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
 
     def restart_clock(self, step: int) -> None:
-        """Leaves the time since the last line out of images/s."""
+        """Begins the time of images/s and `outside_step` anew, with the steps after this one."""
         self.clock, self.clock_step, self.in_steps = time.perf_counter(), step, 0.0
 
     @contextlib.contextmanager
@@ -60,12 +60,12 @@ class RunLog:
                 self.events.scalar(name, value, step)
 
     def write_training(self, step: int, metrics: dict[str, float], learning_rate: float) -> None:
-        """As `write`, with the learning rate and the speed since the last such line, which the progress bar shows, too."""
-        seconds = time.perf_counter() - self.clock
-        speed = (step - self.clock_step) * self.batch_size / seconds if seconds > 0 else 0.0
-        share = 1.0 - self.in_steps / seconds if seconds > 0 else 0.0
-        self.write(step, {**metrics, "learning_rate": learning_rate, "images_per_second": speed, "outside_step": share})
-        self.bar.set_postfix_str(f"loss {metrics['loss']:.4f}, {speed:.0f} images/s", refresh=False)
+        """As `write`, with the learning rate and, of the steps since `restart_clock`, the speed, which the bar shows, too."""
+        seconds, steps = time.perf_counter() - self.clock, step - self.clock_step
+        taken = {"images_per_second": steps * self.batch_size / seconds, "outside_step": 1.0 - self.in_steps / seconds}
+        self.write(step, {**metrics, "learning_rate": learning_rate, **(taken if steps else {})})
+        speed = f", {taken['images_per_second']:.0f} images/s" if steps else ""
+        self.bar.set_postfix_str(f"loss {metrics['loss']:.4f}{speed}", refresh=False)
         self.restart_clock(step)
 
     def picture(self, name: str, image, step: int) -> None:

@@ -70,53 +70,56 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
 def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
     """`train` from where `begin` left it."""
     config, settings = run.config, run.config.training
-    step, pending = int(state.step), None
-    profile = Profile(settings.profile_steps if primary() else "", run.workdir / "profile")
-    with Signals() as signals:
-        try:
-            while step < settings.num_steps:
-                # Between pictures and checkpoints the host waits for one thing, the metrics of the step before, while the
-                # device has this one to do (test_loop.py counts).
-                with profile.begin(step, settings.steps_per_call):
-                    batches = [next(run.batches) for _ in range(settings.steps_per_call)]
-                    stacked = jax.tree.map(lambda *a: np.stack(a), *batches)
-                    with run.log.in_step():
-                        state, metrics = run.take_steps(state, run.key, stacked)
-                step += settings.steps_per_call
-                if profile.end(step, metrics):
-                    run.log.say(f"profile: {run.workdir / 'profile'}, for XProf or TensorBoard's profile plugin")
-                if pending is None:
-                    run.log.restart_clock(step - settings.steps_per_call)  # leaves compilation and pauses out of images/s
-                else:
-                    record(run, *pending)  # the step before, while the device is busy with this one
-                pending = step, metrics
-                run.log.bar.update(settings.steps_per_call)
+    with (
+        contextlib.closing(run.log),
+        contextlib.closing(run.checkpoints),
+        Signals() as signals,
+        contextlib.closing(Profile(settings.profile_steps if primary() else "", run.workdir / "profile")) as profile,
+    ):
+        first = step = int(state.step)
+        pending, pauses = None, True
+        while step < settings.num_steps:
+            # Between pictures and checkpoints the host waits for one thing, the metrics of the step before, while an
+            # accelerator has this one to do (test_loop.py counts). A CPU tuned by `cpu.tune` has done it by then.
+            if pauses:
+                run.log.restart_clock(step)
+            with profile.begin(step, settings.steps_per_call):
+                batches = [next(run.batches) for _ in range(settings.steps_per_call)]
+                stacked = jax.tree.map(lambda *a: np.stack(a), *batches)
+                with run.log.in_step():
+                    state, metrics = run.take_steps(state, run.key, stacked)
+            done = all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
+            if step == first:  # leaves compiling out of images/s, with the step where that is done
+                run.log.restart_clock(step + done * settings.steps_per_call)
+            step += settings.steps_per_call
+            if profile.end(step, metrics):
+                run.log.say(f"profile: {run.workdir / 'profile'}, for XProf or TensorBoard's profile plugin")
+            if pending is not None:
+                record(run, *pending)  # the step before
+            pending = step, metrics
+            run.log.bar.update(settings.steps_per_call)
 
-                last = step >= settings.num_steps
-                intervals = (settings.eval_every, settings.sample_every, config.evaluation.every, settings.checkpoint_every)
-                evaluates, draws, scores, saves = (every > 0 and (last or step % every == 0) for every in intervals)
-                stops = signals.number or preempted(step) and signal.SIGTERM
-                if evaluates or draws or scores or saves or last or stops:
-                    record(run, *pending)  # before saving: no checkpoint holds what is not finite
-                    pending = None
-                    if evaluates:
-                        evaluate(run, state)
-                    if draws or last:
-                        draw_picture(run, state)
-                    if scores:
-                        run.log.write(step, run.score(run.draw, state.ema_params if config.sampling.ema else state.params))
-                    if saves or stops:  # last, so that a run resumed from here lacks nothing of this step
-                        save(run, state, wait=last or bool(stops))
-                    if stops:
-                        run.log.say(f"stopped and saved at step {step}; the same command goes on from here")
-                        raise Interrupted(stops)
-            return finish(run, state)
-        finally:
-            try:
-                profile.close()
-                run.checkpoints.close()
-            finally:
-                run.log.close()
+            last = step >= settings.num_steps
+            intervals = (settings.eval_every, settings.sample_every, config.evaluation.every, settings.checkpoint_every)
+            evaluates, draws, scores, saves = (every > 0 and (last or step % every == 0) for every in intervals)
+            stops = signals.number or preempted(step) and signal.SIGTERM
+            pauses = evaluates or draws or scores or saves or last or stops
+            if done or pauses:
+                record(run, *pending)  # before saving: no checkpoint holds what is not finite
+                pending = None
+            if pauses:
+                if evaluates:
+                    evaluate(run, state)
+                if draws or last:
+                    draw_picture(run, state)
+                if scores:
+                    run.log.write(step, run.score(run.draw, state.ema_params if config.sampling.ema else state.params))
+                if saves or stops:  # last, so that a run resumed from here lacks nothing of this step
+                    save(run, state, wait=last or bool(stops))
+                if stops:
+                    run.log.say(f"stopped and saved at step {step}; the same command goes on from here")
+                    raise Interrupted(stops)
+        return finish(run, state)
 
 
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
