@@ -43,7 +43,7 @@ def start() -> dict:
     from unet import get_config
 
     cpu.tune()
-    config = get_config(32, "float32")
+    config = get_config(32, "float32", clip_norm=1.0)  # as experiments have it
     parts, layout = build(config), parallel.layout()
     init_key, key = jax.random.split(jax.random.key(0))
     where = layout.state(jax.eval_shape(parts.init_state, init_key))

@@ -34,7 +34,7 @@ from diffusion_jax.sampling import make_generate  # noqa: E402
 STEPS = 50
 
 
-def get_config(batch: int, dtype: str) -> Config:
+def get_config(batch: int, dtype: str, clip_norm: float = 0.0) -> Config:
     return Config(
         data=Data(source="tfds", name="cifar10", shape=(32, 32, 3), num_classes=0),
         model=Model(
@@ -42,7 +42,7 @@ def get_config(batch: int, dtype: str) -> Config:
             learned_variance=True, dtype=dtype,
         ),
         diffusion=Diffusion(schedule="cosine", num_steps=1000, loss="hybrid"),
-        training=Training(batch_size=batch, clip_norm=0.0),
+        training=Training(batch_size=batch, clip_norm=clip_norm),
         sampling=Sampling(sampler="ddim", steps=str(STEPS)),
     )  # fmt: skip
 

@@ -194,10 +194,10 @@ def test_the_share_of_time_outside_of_steps(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["metrics", "text", "events"])
 def test_no_line_of_the_log_is_lost_in_silence(tmp_path, name):
     log = RunLog(tmp_path, 0, 8, 16)
-    opened = log.events.file if name == "events" else getattr(log, name)
-    opened.close()
+    holder, attribute = (log.events, "file") if name == "events" else (log, name)
+    getattr(holder, attribute).close()
     full = RecordWriter("/dev/full") if name == "events" else open("/dev/full", "a", buffering=1)  # noqa: SIM115
-    setattr(*((log.events, "file") if name == "events" else (log, name)), full)
+    setattr(holder, attribute, full)
 
     @writing(tmp_path)
     def write():

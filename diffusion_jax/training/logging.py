@@ -61,11 +61,14 @@ class RunLog:
 
     def write_training(self, step: int, metrics: dict[str, float], learning_rate: float) -> None:
         """As `write`, with the learning rate and, of the steps since `restart_clock`, the speed, which the bar shows, too."""
-        seconds, steps = time.perf_counter() - self.clock, step - self.clock_step
-        taken = {"images_per_second": steps * self.batch_size / seconds, "outside_step": 1.0 - self.in_steps / seconds}
-        self.write(step, {**metrics, "learning_rate": learning_rate, **(taken if steps else {})})
-        speed = f", {taken['images_per_second']:.0f} images/s" if steps else ""
-        self.bar.set_postfix_str(f"loss {metrics['loss']:.4f}{speed}", refresh=False)
+        metrics, shown = {**metrics, "learning_rate": learning_rate}, f"loss {metrics['loss']:.4f}"
+        if steps := step - self.clock_step:
+            seconds = time.perf_counter() - self.clock
+            speed = steps * self.batch_size / seconds
+            metrics |= {"images_per_second": speed, "outside_step": 1.0 - self.in_steps / seconds}
+            shown += f", {speed:.0f} images/s"
+        self.write(step, metrics)
+        self.bar.set_postfix_str(shown, refresh=False)
         self.restart_clock(step)
 
     def picture(self, name: str, image, step: int) -> None:

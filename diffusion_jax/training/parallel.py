@@ -229,7 +229,7 @@ def initial(init: Callable, key: jax.Array, where: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage collection within: for a call that traces and compiles, of which tracing would take half as long again."""
+    """No garbage collection within: for a call that traces and compiles, of whose tracing it would be a quarter."""
     before = gc.isenabled()
     gc.disable()
     try:
