@@ -14,9 +14,9 @@
   python main.py export-weights --workdir DIR --weights FILE           and back, as .safetensors
   python main.py list                                                  what can be named, and every setting
 
-Any setting is overridden as --config.training.batch_size=64; `sample` takes those that begin with --config.sampling, `edit`
-also --config.editing, `nll` --config.likelihood, `evaluate` all but the second. A SET is a folder, an .npz, an .npy or a split.
-"""
+Any setting is overridden as --config.training.batch_size=64; `sample` takes those that begin with
+--config.sampling, `edit` also --config.editing, `nll` --config.likelihood, `evaluate` all but the
+second. A SET is a folder, an .npz, an .npy or a split."""
 
 import pathlib
 import sys
@@ -24,9 +24,22 @@ import sys
 import jax
 from absl import flags
 
-from diffusion_jax.errors import Interrupted, UserError, nearest
+from diffusion_jax.core.errors import Interrupted, UserError, nearest
 
-COMMANDS = ("train", "sample", "edit", "nll", "evaluate", "rate", "data", "plan", "figures", "import", "export-weights", "list")
+COMMANDS = (
+    "train",
+    "sample",
+    "edit",
+    "nll",
+    "evaluate",
+    "rate",
+    "data",
+    "plan",
+    "figures",
+    "import",
+    "export-weights",
+    "list",
+)
 
 
 def run(argv: list[str]) -> None:
@@ -37,8 +50,14 @@ def run(argv: list[str]) -> None:
     command = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else "train"
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; {nearest(command, COMMANDS)}")
-    from diffusion_jax import catalog, command_line, cpu, describe, edit, evaluate, figures, generate, nll, plan, rate, weights
-    from diffusion_jax.training import loop
+    from diffusion_jax.commands import data as describe
+    from diffusion_jax.commands import edit, evaluate, figures, nll, plan, rate
+    from diffusion_jax.commands import list as catalog
+    from diffusion_jax.commands import sample as generate
+    from diffusion_jax.commands import train as loop
+    from diffusion_jax.devices import cpu
+    from diffusion_jax.interop import weights
+    from diffusion_jax.runs import command_line
 
     cpu.tune()
     if command == "list":
@@ -49,22 +68,32 @@ def run(argv: list[str]) -> None:
     if command == "train":
         loop.train(config, workdir)
     elif command in ("sample", "edit", "figures"):
-        made = {"sample": generate.sample, "edit": edit.edit, "figures": figures.figures}[command](config, workdir)
+        made = {"sample": generate.sample, "edit": edit.edit, "figures": figures.figures}[command](
+            config, workdir
+        )
         print(f"{command.removesuffix('s')}s: {made}")
     elif command in ("nll", "data"):
         print({"nll": nll.nll, "data": describe.describe}[command](config, workdir))
     elif command in ("evaluate", "plan", "rate"):
-        print({"evaluate": evaluate.command, "plan": plan.command, "rate": rate.command}[command](given))
+        print(
+            {"evaluate": evaluate.command, "plan": plan.command, "rate": rate.command}[command](
+                given
+            )
+        )
     elif command == "import":
         weights.import_weights(given.weights, config, workdir, given.new_attention_order)
         print(weights.on_trust(workdir))
     else:
-        print(f"weights: {weights.export_weights(workdir, given.weights, config, given.new_attention_order)}")
+        print(
+            f"weights: {weights.export_weights(workdir, given.weights, config, given.new_attention_order)}"
+        )
 
 
 def main() -> int:
     if not jax.config.values["jax_compilation_cache_dir"]:  # a second start compiles nothing
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "diffusion_jax"))
+        jax.config.update(
+            "jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "diffusion_jax")
+        )
     try:
         run(sys.argv)
     except (UserError, flags.Error) as error:

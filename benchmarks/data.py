@@ -1,14 +1,16 @@
-"""How fast the data pipeline is, beside the images that training the CIFAR-10 U-Net takes in the same time.
+"""How fast the data pipeline is, beside the images that training the CIFAR-10 U-Net takes in the
+same time.
 
 Command:   TFDS_DATA_DIR=... python benchmarks/data.py [--windows 7] [--seconds 2]
 Hardware:  any; four minutes on two cores, a third of it compilation
 
-Reads batches of 128 CIFAR-10 images, shuffled and half of them mirrored, from TensorFlow Datasets, a folder of PNG files, that
-folder with its decoded images kept, and an array; without a prepared CIFAR-10 from the last three, of generated images. Between
-the windows of a fixed time in which the sources are measured, one after the other, steps of training the model of
-experiments/cosine.py are timed, of a small batch on a CPU: an image costs it the less the larger its batch. Prints the median
-images a second and their ratio. Exits with status 1 where a source is less than 10 times as fast as training.
-"""
+Reads batches of 128 CIFAR-10 images, shuffled and half of them mirrored, from TensorFlow Datasets,
+a folder of PNG files, that folder with its decoded images kept, and an array; without a prepared
+CIFAR-10 from the last three, of generated images. Between the windows of a fixed time in which the
+sources are measured, one after the other, steps of training the model of experiments/cosine.py are
+timed, of a small batch on a CPU: an image costs it the less the larger its batch. Prints the median
+images a second and their ratio. Exits with status 1 where a source is less than 10 times as fast as
+training."""
 
 import argparse
 import os
@@ -23,11 +25,11 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from diffusion_jax import pictures  # noqa: E402
-from diffusion_jax.build import build  # noqa: E402
+from diffusion_jax.core.errors import UserError  # noqa: E402
 from diffusion_jax.data import pipeline, sources  # noqa: E402
-from diffusion_jax.errors import UserError  # noqa: E402
-from diffusion_jax.training.parallel import AXIS, layout, make_take_steps, place  # noqa: E402
+from diffusion_jax.devices.parallel import AXIS, layout, make_take_steps, place  # noqa: E402
+from diffusion_jax.modalities import pictures  # noqa: E402
+from diffusion_jax.runs.build import build  # noqa: E402
 from diffusion_jax.training.state import warmed_up_ema  # noqa: E402
 from diffusion_jax.training.step import make_loss_fn, make_train_step  # noqa: E402
 from experiments.cosine import get_config  # noqa: E402
@@ -37,7 +39,8 @@ WARM_UP = 20  # batches, more than are prefetched
 
 
 def make_sources(folder: pathlib.Path, count: int) -> dict:
-    """name -> a source of `count` images, of CIFAR-10 where it is prepared; tfds, all of which is read, only there."""
+    """name -> a source of `count` images, of CIFAR-10 where it is prepared; tfds, all of which is
+    read, only there."""
     made = {}
     try:
         if not os.environ.get("TFDS_DATA_DIR"):
@@ -47,7 +50,11 @@ def make_sources(folder: pathlib.Path, count: int) -> dict:
     except UserError as error:
         print(f"note: no CIFAR-10, but generated images ({error})")
         images = (
-            np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3)).astype(np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+            np.random.default_rng(0)
+            .integers(0, 256, (count, 4, 4, 3))
+            .astype(np.uint8)
+            .repeat(8, axis=1)
+            .repeat(8, axis=2)
         )
     for i, image in enumerate(images):
         pictures.save(folder / f"{i:05d}.png", image)
@@ -58,7 +65,8 @@ def make_sources(folder: pathlib.Path, count: int) -> dict:
 
 
 def training(batch_size: int):
-    """() -> images a second of one step of training the model of experiments/cosine.py, compiled already."""
+    """() -> images a second of one step of training the model of experiments/cosine.py, compiled
+    already."""
     config = get_config()
     parts = build(config)
     step = make_train_step(
@@ -69,8 +77,14 @@ def training(batch_size: int):
         (parts.schedule.t_min, parts.schedule.t_max),
         axis_name=AXIS,
     )
-    take_step, state = make_take_steps(layout(), step, None), place(parts.init_state(jax.random.key(0)))
-    batch = {"image": np.zeros((1, batch_size, *SHAPE), np.uint8), "label": np.zeros((1, batch_size), np.int32)}
+    take_step, state = (
+        make_take_steps(layout(), step, None),
+        place(parts.init_state(jax.random.key(0))),
+    )
+    batch = {
+        "image": np.zeros((1, batch_size, *SHAPE), np.uint8),
+        "label": np.zeros((1, batch_size), np.int32),
+    }
 
     def measure() -> float:
         nonlocal state
@@ -86,7 +100,8 @@ def training(batch_size: int):
 
 
 def window(source, seed: int, seconds: float) -> float:
-    """Images a second of the pipeline over a source, over at least so many seconds after a warm-up."""
+    """Images a second of the pipeline over a source, over at least so many seconds after a
+    warm-up."""
     batches, count = pipeline.training_batches(source, BATCH, seed, flip=True), 0
     for _ in range(WARM_UP):
         next(batches)
@@ -99,11 +114,17 @@ def window(source, seed: int, seconds: float) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The data pipeline's images a second beside those that training takes.")
-    parser.add_argument("--windows", type=int, default=7, help="of each source, and steps of training")
+    parser = argparse.ArgumentParser(
+        description="The data pipeline's images a second beside those that training takes."
+    )
+    parser.add_argument(
+        "--windows", type=int, default=7, help="of each source, and steps of training"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="a window")
     parser.add_argument("--images", type=int, default=10_000, help="of the folder and the array")
-    parser.add_argument("--train-batch", type=int, default=8 * jax.device_count(), help="images a step of training")
+    parser.add_argument(
+        "--train-batch", type=int, default=8 * jax.device_count(), help="images a step of training"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # the decoded images go with it
@@ -123,7 +144,9 @@ def main() -> int:
     needed = statistics.median(steps)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     span = f"{min(steps):.2f} ... {max(steps):.2f}"
-    print(f"training       {needed:8.2f} images/s, {span}, batch {options.train_batch}, {device}, {os.cpu_count()} cores")
+    print(
+        f"training       {needed:8.2f} images/s, {span}, batch {options.train_batch}, {device}, {os.cpu_count()} cores"
+    )
     slow = []
     for name, measured in rates.items():
         rate = statistics.median(measured)

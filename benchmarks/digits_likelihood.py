@@ -2,10 +2,10 @@
 
 Command:   python benchmarks/digits_likelihood.py [--workdir runs/likelihood] [--seeds 3] [--steps 500]
 
-Trains the digits with linear and cosine schedules, L_simple with a fixed variance, L_hybrid and L_vlb with a learned one, and
-prints the held-out bits/dim (all terms of T = 200, the 180 test digits, averaged parameters) and, for L_vlb, the gradient noise
-scale with and without importance sampling. Started again, it goes on where it stopped. Writes results.json to the workdir.
-"""
+Trains the digits with linear and cosine schedules, L_simple with a fixed variance, L_hybrid and
+L_vlb with a learned one, and prints the held-out bits/dim (all terms of T = 200, the 180 test
+digits, averaged parameters) and, for L_vlb, the gradient noise scale with and without importance
+sampling. Started again, it goes on where it stopped. Writes results.json to the workdir."""
 
 import argparse
 import json
@@ -16,13 +16,13 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from diffusion_jax import config as configs  # noqa: E402
-from diffusion_jax.build import build  # noqa: E402
+from diffusion_jax.commands.figures import gradient_noise  # noqa: E402
+from diffusion_jax.commands.nll import nll  # noqa: E402
+from diffusion_jax.commands.sample import restore_params  # noqa: E402
+from diffusion_jax.commands.train import train  # noqa: E402
 from diffusion_jax.data.sources import digits  # noqa: E402
-from diffusion_jax.figures import gradient_noise  # noqa: E402
-from diffusion_jax.generate import restore_params  # noqa: E402
-from diffusion_jax.nll import nll  # noqa: E402
-from diffusion_jax.training.loop import train  # noqa: E402
+from diffusion_jax.runs import config as configs  # noqa: E402
+from diffusion_jax.runs.build import build  # noqa: E402
 
 RUNS = {  # name -> (schedule, loss, variance, distribution of t)
     "linear, L_simple, fixed small": ("linear", "denoising", False, "uniform"),
@@ -39,7 +39,9 @@ def config_of(name: str, seed: int, steps: int) -> configs.Config:
     config = configs.load(ROOT / "experiments" / "digits.py")
     config.seed = seed
     config.model.learned_variance = learned
-    config.diffusion = configs.Diffusion(schedule=schedule, num_steps=200, loss=loss, timesteps=timesteps)
+    config.diffusion = configs.Diffusion(
+        schedule=schedule, num_steps=200, loss=loss, timesteps=timesteps
+    )
     config.training.label_dropout = 0.0
     config.training.num_steps = config.training.checkpoint_every = steps
     config.training.eval_every = config.training.sample_every = 0
@@ -48,7 +50,8 @@ def config_of(name: str, seed: int, steps: int) -> configs.Config:
 
 
 def measure(name: str, seed: int, steps: int, folder: pathlib.Path) -> dict:
-    """bits/dim, and for L_vlb the gradient noise scales, of one run, trained where it is not yet."""
+    """bits/dim, and for L_vlb the gradient noise scales, of one run, trained where it is not
+    yet."""
     config = config_of(name, seed, steps)
     workdir = folder / f"{name.replace(', ', '-').replace(' ', '_')}-seed{seed}"
     train(config, workdir)
@@ -58,12 +61,16 @@ def measure(name: str, seed: int, steps: int, folder: pathlib.Path) -> dict:
         parts = build(config)
         params, _ = restore_params(config, parts, workdir, ema=True)
         (workdir / "figures").mkdir(exist_ok=True)
-        result["noise"] = gradient_noise(config, workdir / "figures", parts, params, digits("train"))
+        result["noise"] = gradient_noise(
+            config, workdir / "figures", parts, params, digits("train")
+        )
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The likelihood of the digits by schedule, loss and variance.")
+    parser = argparse.ArgumentParser(
+        description="The likelihood of the digits by schedule, loss and variance."
+    )
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/likelihood"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
@@ -74,7 +81,9 @@ def main() -> None:
     for seed in range(options.seeds):
         for name in RUNS:
             if f"{name}, seed {seed}" not in results:
-                results[f"{name}, seed {seed}"] = measure(name, seed, options.steps, options.workdir)
+                results[f"{name}, seed {seed}"] = measure(
+                    name, seed, options.steps, options.workdir
+                )
                 file.write_text(json.dumps(results, indent=2) + "\n")
 
     print(f"\nheld-out bits/dim after {options.steps} steps, T = 200, {options.seeds} seeds")
@@ -82,7 +91,9 @@ def main() -> None:
         bits = [results[f"{name}, seed {seed}"]["bits_per_dim"] for seed in range(options.seeds)]
         print(f"{name:<44} {np.mean(bits):6.3f}   ({', '.join(f'{b:.3f}' for b in bits)})")
     print("\ngradient noise scale at the parameters of L_vlb, in examples")
-    noise = [results[f"cosine, L_vlb, learned, seed {seed}"]["noise"] for seed in range(options.seeds)]
+    noise = [
+        results[f"cosine, L_vlb, learned, seed {seed}"]["noise"] for seed in range(options.seeds)
+    ]
     for kind in noise[0]:
         scales = [scale[kind] for scale in noise]
         print(f"{kind:<44} {np.median(scales):8.0f}   ({', '.join(f'{s:.0f}' for s in scales)})")

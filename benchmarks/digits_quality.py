@@ -3,10 +3,10 @@
 Command:   python benchmarks/digits_quality.py [--workdir runs/digits] [--num 1000] [--sampler dpmpp_2m --grid logsnr ...]
            python benchmarks/digits_quality.py --edits runs/digits/edits/.../edits.npz
 
-Prints the accuracy of an SVM (RBF kernel, trained on the 1,617 real training digits) on the 180 held-out real digits and on
-class-conditional samples of the run, how far the samples' pixel mean and standard deviation lie from the data's, and how far
-samples and held-out digits lie from the nearest training image. Exits with status 1 where a figure misses its bound.
-"""
+Prints the accuracy of an SVM (RBF kernel, trained on the 1,617 real training digits) on the 180
+held-out real digits and on class-conditional samples of the run, how far the samples' pixel mean
+and standard deviation lie from the data's, and how far samples and held-out digits lie from the
+nearest training image. Exits with status 1 where a figure misses its bound."""
 
 import argparse
 import pathlib
@@ -17,12 +17,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from diffusion_jax import config as configs  # noqa: E402
-from diffusion_jax.build import build  # noqa: E402
+from diffusion_jax.commands.sample import draw, restore_params  # noqa: E402
 from diffusion_jax.data.sources import digits  # noqa: E402
-from diffusion_jax.generate import draw, restore_params  # noqa: E402
-from diffusion_jax.pictures import to_uint8  # noqa: E402
-from diffusion_jax.sampling import make_generate  # noqa: E402
+from diffusion_jax.modalities.pictures import to_uint8  # noqa: E402
+from diffusion_jax.runs import config as configs  # noqa: E402
+from diffusion_jax.runs.build import build  # noqa: E402
+from diffusion_jax.runs.draw import make_generate  # noqa: E402
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -36,7 +36,8 @@ def classifier(train) -> SVC:
 
 
 def edits(path: pathlib.Path) -> int:
-    """Prints how many results of `main.py edit` are recognised as their own class, of a translation as the one arrived at."""
+    """Prints how many results of `main.py edit` are recognised as their own class, of a translation
+    as the one arrived at."""
     with np.load(path) as file:
         wanted = file["targets"] if "targets" in file else file["labels"]
         found = classifier(digits("train")).score(flat(file["results"]), wanted)
@@ -48,11 +49,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="How good the samples of the digits run are.")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/digits"))
     parser.add_argument("--num", type=int, default=1000)
-    parser.add_argument("--steps", default=None, help='as in "100" or "ddim50"; the run\'s own by default')
+    parser.add_argument(
+        "--steps", default=None, help='as in "100" or "ddim50"; the run\'s own by default'
+    )
     parser.add_argument("--sampler", default=None, help="the run's own by default")
     parser.add_argument("--grid", default=None, help="the run's own by default")
-    parser.add_argument("--guidance", type=float, default=0.0, help="the weight w of classifier-free guidance")
-    parser.add_argument("--edits", type=pathlib.Path, default=None, help="an edits.npz, judged instead of samples")
+    parser.add_argument(
+        "--guidance", type=float, default=0.0, help="the weight w of classifier-free guidance"
+    )
+    parser.add_argument(
+        "--edits", type=pathlib.Path, default=None, help="an edits.npz, judged instead of samples"
+    )
     options = parser.parse_args()
     if options.edits:
         return edits(options.edits)
@@ -63,7 +70,15 @@ def main() -> int:
     config.sampling.guidance = options.guidance
     parts = build(config)
     params, step = restore_params(config, parts, options.workdir, config.sampling.ema)
-    samples = to_uint8(draw(make_generate(config, parts), params, options.num, config.sampling.batch_size, progress=True))
+    samples = to_uint8(
+        draw(
+            make_generate(config, parts),
+            params,
+            options.num,
+            config.sampling.batch_size,
+            progress=True,
+        )
+    )
     asked = np.arange(options.num) % 10
 
     train, test = digits("train"), digits("test")
@@ -82,7 +97,9 @@ def main() -> int:
     print(f"difference of the pixel mean      {mean:8.2%}   of the range (at most 3 %)")
     print(f"difference of the pixel deviation {std:8.2%}   of the range (at most 3 %)")
     near, usual = distance(samples), distance(test.images)
-    print(f"median distance to the nearest training image: samples {near:.2f}, held-out digits {usual:.2f}")
+    print(
+        f"median distance to the nearest training image: samples {near:.2f}, held-out digits {usual:.2f}"
+    )
     return 0 if real >= 0.98 and drawn >= 0.95 and mean <= 0.03 and std <= 0.03 else 1
 
 

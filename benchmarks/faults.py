@@ -1,12 +1,14 @@
-"""Kills a run at random moments, during saves too, and compares what becomes of it with a run that nothing disturbed.
+"""Kills a run at random moments, during saves too, and compares what becomes of it with a run that
+nothing disturbed.
 
 Command:   python benchmarks/faults.py [--kills 20] [--terms 5] [--seed 0]
 Hardware:  any; eight minutes on two cores, most of them starting anew
 
-The run is the smallest that is a whole one (tests/tiny.py), with a checkpoint every other step, so that one is being written
-most of the time. It is started, struck at a random moment by `kill -9`, or by SIGTERM, and started again, by the same command,
-so often as asked; then it is left to end. Every fifth blow may fall at any time since the process began, the others fall
-within two seconds after its first save began. Exits with status 1 where
+The run is the smallest that is a whole one (tests/tiny.py), with a checkpoint every other step, so
+that one is being written most of the time. It is started, struck at a random moment by `kill -9`,
+or by SIGTERM, and started again, by the same command, so often as asked; then it is left to end.
+Every fifth blow may fall at any time since the process began, the others fall within two seconds
+after its first save began. Exits with status 1 where
 
 - the newest whole checkpoint after a blow is older than the newest that was complete before it, or is damaged;
 - the next start does not go on from it, or calls a checkpoint damaged;
@@ -34,7 +36,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from tiny import command, curves, environment, experiment_file, tiny_config  # noqa: E402  # pyright: ignore
 
-from diffusion_jax.build import build  # noqa: E402
+from diffusion_jax.runs.build import build  # noqa: E402
 from diffusion_jax.training.checkpoint import CHECKSUMS, Checkpoints, damage  # noqa: E402
 
 SETTINGS = {"checkpoint_every": 2, "eval_every": 0, "keep_checkpoints": 2}
@@ -53,26 +55,36 @@ class Faults:
 
 
 def arguments(workdir: pathlib.Path, num_steps: int) -> list:
-    settings = [f"--config.training.{name}={value}" for name, value in (SETTINGS | {"num_steps": num_steps}).items()]
+    settings = [
+        f"--config.training.{name}={value}"
+        for name, value in (SETTINGS | {"num_steps": num_steps}).items()
+    ]
     return command("--workdir", workdir, "--config", experiment_file(workdir.parent), *settings)
 
 
 def complete(workdir: pathlib.Path) -> list[int]:
     """The steps whose folder has its name, which orbax gives it last."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()
+    )
 
 
 def partial_ones(workdir: pathlib.Path) -> list[pathlib.Path]:
     return list((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
 
 
-def strike(workdir: pathlib.Path, number: int, rng: random.Random, longest: float, faults: Faults) -> dict:
-    """Starts the run, sends it a signal at a random moment and looks at what it left. Returns the blow's figures.
+def strike(
+    workdir: pathlib.Path, number: int, rng: random.Random, longest: float, faults: Faults
+) -> dict:
+    """Starts the run, sends it a signal at a random moment and looks at what it left. Returns the
+    blow's figures.
 
     longest: 0, or how many seconds a start takes, for a blow that may fall before its end.
     """
     from_the_start = longest > 0
-    for path in partial_ones(workdir):  # the run removes them itself; here, so as to know those of this start
+    for path in partial_ones(
+        workdir
+    ):  # the run removes them itself; here, so as to know those of this start
         shutil.rmtree(path)
     before_start = complete(workdir)
     began = time.perf_counter()
@@ -84,7 +96,11 @@ def strike(workdir: pathlib.Path, number: int, rng: random.Random, longest: floa
         text=True,
     )
     if not from_the_start:
-        while complete(workdir) == before_start and not partial_ones(workdir) and running.poll() is None:
+        while (
+            complete(workdir) == before_start
+            and not partial_ones(workdir)
+            and running.poll() is None
+        ):
             time.sleep(0.01)
     start_seconds = time.perf_counter() - began
     time.sleep(rng.uniform(0.0, longest + MOMENTS if from_the_start else MOMENTS))
@@ -100,18 +116,32 @@ def strike(workdir: pathlib.Path, number: int, rng: random.Random, longest: floa
     name = f"{signal.Signals(number).name} after {time.perf_counter() - began:.1f} s"
     faults.expect("Traceback" not in output and "damaged" not in output, f"{name}: {output[-600:]}")
     if before_start and ": starting," in output:
-        faults.expect(False, f"{name}: began anew though there was a checkpoint of step {before_start[-1]}")
+        faults.expect(
+            False, f"{name}: began anew though there was a checkpoint of step {before_start[-1]}"
+        )
     if resumed:
-        faults.expect(int(resumed[1]) == before_start[-1], f"{name}: went on from {resumed[1]}, not from {before_start[-1]}")
+        faults.expect(
+            int(resumed[1]) == before_start[-1],
+            f"{name}: went on from {resumed[1]}, not from {before_start[-1]}",
+        )
     if known:
-        faults.expect(bool(left) and left[-1] >= known[-1], f"{name}: step {known[-1]} was complete, and {left} are left")
+        faults.expect(
+            bool(left) and left[-1] >= known[-1],
+            f"{name}: step {known[-1]} was complete, and {left} are left",
+        )
     if left:
         newest = workdir / "checkpoints" / str(left[-1])
-        faults.expect((newest / CHECKSUMS).is_file() and not damage(newest), f"{name}: step {left[-1]} is damaged")
+        faults.expect(
+            (newest / CHECKSUMS).is_file() and not damage(newest),
+            f"{name}: step {left[-1]} is damaged",
+        )
     if number == signal.SIGTERM:
         saved = re.search(r"stopped and saved at step (\d+)", output)
         if saved:
-            faults.expect(status == 143 and left[-1] == int(saved[1]) and not partial, f"{name}: {status}, {saved[0]}, {left}")
+            faults.expect(
+                status == 143 and left[-1] == int(saved[1]) and not partial,
+                f"{name}: {status}, {saved[0]}, {left}",
+            )
         else:  # before its first step
             faults.expect(status == -signal.SIGTERM, f"{name}: status {status}: {output[-600:]}")
     else:
@@ -130,22 +160,34 @@ def strike(workdir: pathlib.Path, number: int, rng: random.Random, longest: floa
 
 
 def run_to_the_end(workdir: pathlib.Path, num_steps: int, faults: Faults) -> None:
-    done = subprocess.run(arguments(workdir, num_steps), env=environment(), capture_output=True, text=True)
-    faults.expect(done.returncode == 0, f"the last start ended with {done.returncode}: {done.stderr[-600:]}")
+    done = subprocess.run(
+        arguments(workdir, num_steps), env=environment(), capture_output=True, text=True
+    )
+    faults.expect(
+        done.returncode == 0, f"the last start ended with {done.returncode}: {done.stderr[-600:]}"
+    )
 
 
 def compare(workdir: pathlib.Path, reference: pathlib.Path, faults: Faults) -> None:
     like = jax.eval_shape(build(tiny_config(**SETTINGS)).init_state, jax.random.key(0))
-    (state, extra), (expected, wanted) = (Checkpoints(w, read_only=True).restore(like) for w in (workdir, reference))
-    for (path, value), other in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+    (state, extra), (expected, wanted) = (
+        Checkpoints(w, read_only=True).restore(like) for w in (workdir, reference)
+    )
+    for (path, value), other in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True
+    ):
         same = np.asarray(value).tobytes() == np.asarray(other).tobytes()
         faults.expect(same, f"{jax.tree_util.keystr(path)} differs from the undisturbed run's")
     faults.expect(extra == wanted, f"the place in the data differs: {extra} and {wanted}")
-    faults.expect(curves(workdir) == curves(reference), "metrics.jsonl differs from the undisturbed run's")
+    faults.expect(
+        curves(workdir) == curves(reference), "metrics.jsonl differs from the undisturbed run's"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20, help="blows by kill -9")
     parser.add_argument("--terms", type=int, default=5, help="blows by SIGTERM")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -160,7 +202,14 @@ def main() -> int:
         results = []
         for index, number in enumerate(blows):
             starts = [result["start"] for _, result in results if result["start"]]
-            results.append((number, strike(workdir, number, rng, max(starts, default=0.0) * (index % 5 == 4), faults)))
+            results.append(
+                (
+                    number,
+                    strike(
+                        workdir, number, rng, max(starts, default=0.0) * (index % 5 == 4), faults
+                    ),
+                )
+            )
         length = (complete(workdir) or [0])[-1] + 4
         length += length % 2
         run_to_the_end(workdir, length, faults)
@@ -170,11 +219,19 @@ def main() -> int:
     kills = [result for number, result in results if number == signal.SIGKILL]
     starts = [result["start"] for _, result in results if result["start"]]
     print(f"kill -9: {len(kills)}, of them during a save {sum(k['save'] for k in kills)}, ", end="")
-    print(f"during the removal of an old checkpoint {sum(k['removal'] for k in kills)}; SIGTERM: {len(results) - len(kills)}")
-    print(f"steps gained between two blows: {[result['steps'] for _, result in results]}, {length} in all")
+    print(
+        f"during the removal of an old checkpoint {sum(k['removal'] for k in kills)}; SIGTERM: {len(results) - len(kills)}"
+    )
+    print(
+        f"steps gained between two blows: {[result['steps'] for _, result in results]}, {length} in all"
+    )
     first = np.median(starts) if starts else float("nan")
-    print(f"seconds to the first save: median {first:.1f}; in all {time.perf_counter() - began:.0f}")
-    print(f"checkpoints lost, damaged or not gone on from, and differences from the undisturbed run: {faults.found}")
+    print(
+        f"seconds to the first save: median {first:.1f}; in all {time.perf_counter() - began:.0f}"
+    )
+    print(
+        f"checkpoints lost, damaged or not gone on from, and differences from the undisturbed run: {faults.found}"
+    )
     return 1 if faults.found else 0
 
 

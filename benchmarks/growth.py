@@ -1,12 +1,13 @@
-"""How a training step's time and memory, and a chain's time, grow with batch, resolution, channels and steps.
+"""How a training step's time and memory, and a chain's time, grow with batch, resolution, channels
+and steps.
 
 Command:   python benchmarks/growth.py [--seconds 4] [--json FILE]
 Hardware:  any; eight minutes on two cores
 
-From the U-Net of `benchmarks/unet.py` with 32 channels, for 16 x 16 images and a batch of 16, one setting is changed at a time.
-Printed are the FLOPs of a training step, its median time, the one over the other, and the memory that XLA gives the step's
-arrays in between; for chains of DDIM, the time of a whole chain.
-"""
+From the U-Net of `benchmarks/unet.py` with 32 channels, for 16 x 16 images and a batch of 16, one
+setting is changed at a time. Printed are the FLOPs of a training step, its median time, the one
+over the other, and the memory that XLA gives the step's arrays in between; for chains of DDIM, the
+time of a whole chain."""
 
 import argparse
 import dataclasses
@@ -22,9 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from unet import get_config, times  # noqa: E402
 
-from diffusion_jax import cpu, flops  # noqa: E402
-from diffusion_jax.build import build, make_step  # noqa: E402
-from diffusion_jax.sampling import make_generate  # noqa: E402
+from diffusion_jax.devices import cpu, flops  # noqa: E402
+from diffusion_jax.runs.build import build, make_step  # noqa: E402
+from diffusion_jax.runs.draw import make_generate  # noqa: E402
 
 START = {"batch": 16, "resolution": 16, "channels": 32}
 OTHERS = {"batch": (4, 32, 64), "resolution": (32, 64), "channels": (64, 128)}
@@ -44,7 +45,10 @@ def config_of(batch: int, resolution: int, channels: int, steps: int = 50):
 def training(setting: dict, seconds: float) -> dict:
     config, size = config_of(**setting), setting["resolution"]
     parts, key = build(config), jax.random.key(0)
-    state, images = parts.init_state(key), {"image": np.zeros((setting["batch"], size, size, 3), np.uint8)}
+    state, images = (
+        parts.init_state(key),
+        {"image": np.zeros((setting["batch"], size, size, 3), np.uint8)},
+    )
     traced = jax.jit(make_step(config, parts), donate_argnums=0).trace(state, key, images)
     count, step = flops.count(traced.jaxpr).flops, traced.lower().compile()
     held = [state]
@@ -76,13 +80,23 @@ def main() -> int:
     options = parser.parse_args()
     cpu.tune()
     report: dict = {"start": START, "training": [], "chains": {}}
-    print(f"{'batch':>8}{'resolution':>12}{'channels':>10}{'GFLOP':>10}{'step, s':>10}{'GFLOP/s':>10}{'MB':>10}")
-    settings = [START, *({**START, name: value} for name, values in OTHERS.items() for value in values)]
+    print(
+        f"{'batch':>8}{'resolution':>12}{'channels':>10}{'GFLOP':>10}{'step, s':>10}{'GFLOP/s':>10}{'MB':>10}"
+    )
+    settings = [
+        START,
+        *({**START, name: value} for name, values in OTHERS.items() for value in values),
+    ]
     for setting in settings:
         found = training(setting, options.seconds)
         report["training"].append({**setting, **found})
-        print("".join(f"{v:{w}}" for v, w in zip(setting.values(), (8, 12, 10), strict=True)), end="")
-        print("{gflop:10.2f}{step_s:10.3f}{gflop_per_s:10.0f}{temporary_mb:10.0f}".format(**found), flush=True)
+        print(
+            "".join(f"{v:{w}}" for v, w in zip(setting.values(), (8, 12, 10), strict=True)), end=""
+        )
+        print(
+            "{gflop:10.2f}{step_s:10.3f}{gflop_per_s:10.0f}{temporary_mb:10.0f}".format(**found),
+            flush=True,
+        )
     for steps in CHAINS:
         report["chains"][steps] = chain(steps, options.seconds)
         print(f"{steps} DDIM steps: {report['chains'][steps]:.3f} s", flush=True)

@@ -1,10 +1,10 @@
-"""Whether bfloat16 learns what float32 learns: the digits trained in both, from the same seeds, on the same noise.
+"""Whether bfloat16 learns what float32 learns: the digits trained in both, from the same seeds, on
+the same noise.
 
 Command:   python benchmarks/precision.py [--steps 300] [--seeds 0 1 2]
 
-Prints the held-out losses of both and their relative difference, seed by seed. Exits with status 1 where a difference is over
-the band, 0.2 %.
-"""
+Prints the held-out losses of both and their relative difference, seed by seed. Exits with status 1
+where a difference is over the band, 0.2 %."""
 
 import argparse
 import pathlib
@@ -13,8 +13,9 @@ import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from diffusion_jax import config as configs  # noqa: E402
-from diffusion_jax.training import logging, loop  # noqa: E402
+from diffusion_jax.commands import train as loop  # noqa: E402
+from diffusion_jax.runs import config as configs  # noqa: E402
+from diffusion_jax.training import logging  # noqa: E402
 
 EXPERIMENT = pathlib.Path(__file__).resolve().parents[1] / "experiments" / "digits.py"
 BAND = 0.002  # about ten times the largest of seeds 0, 1 and 2
@@ -26,10 +27,19 @@ def held_out_loss(dtype: str, seed: int, steps: int) -> float:
     config.seed, config.model.dtype = seed, dtype
     training = config.training
     training.num_steps = training.eval_every = training.checkpoint_every = steps
-    training.sample_every, training.log_every, config.sampling.steps, config.sampling.num = 0, 10, "2", 10
+    training.sample_every, training.log_every, config.sampling.steps, config.sampling.num = (
+        0,
+        10,
+        "2",
+        10,
+    )
     with tempfile.TemporaryDirectory() as folder:
         loop.train(config, pathlib.Path(folder) / "run")
-        (loss,) = [line["eval_loss"] for line in logging.read_metrics(pathlib.Path(folder) / "run") if "eval_loss" in line]
+        (loss,) = [
+            line["eval_loss"]
+            for line in logging.read_metrics(pathlib.Path(folder) / "run")
+            if "eval_loss" in line
+        ]
     return loss
 
 
@@ -40,7 +50,9 @@ def main() -> int:
     options = parser.parse_args()
     rows, started = [], time.time()
     for seed in options.seeds:
-        exact, half = (held_out_loss(dtype, seed, options.steps) for dtype in ("float32", "bfloat16"))
+        exact, half = (
+            held_out_loss(dtype, seed, options.steps) for dtype in ("float32", "bfloat16")
+        )
         rows.append((seed, exact, half, half / exact - 1.0))
     print(f"held-out loss after {options.steps} steps; {time.time() - started:.0f} s")
     print("seed   float32   bfloat16   difference")

@@ -1,15 +1,17 @@
-"""Every sampler's error against the number of network calls, on a mixture with its exact denoiser and on the trained digits.
+"""Every sampler's error against the number of network calls, on a mixture with its exact denoiser
+and on the trained digits.
 
 Command:   python benchmarks/samplers.py [--workdir runs/digits] [--num 1000] [--only dpmpp_2m,heun]
 Hardware:  any; half an hour on two cores
 
-Writes the tables into docs/samplers.md between their marks, the plot docs/samplers.png, and every figure to docs/samplers.json.
+Writes the tables into docs/samplers.md between their marks, the plot docs/samplers.png, and every
+figure to docs/samplers.json.
 
-On the mixture deterministic samplers are measured by the root-mean-square distance from the probability-flow ODE's solution,
-stochastic ones by the sliced Wasserstein-2 distance of 4,000 samples from 4,000 exact ones. On the digits a classifier (an SVM
-trained on the real ones) says how many samples it recognises as asked; the Frechet distance compares means and covariances of
-the pixels with those of the training images.
-"""
+On the mixture deterministic samplers are measured by the root-mean-square distance from the
+probability-flow ODE's solution, stochastic ones by the sliced Wasserstein-2 distance of 4,000
+samples from 4,000 exact ones. On the digits a classifier (an SVM trained on the real ones) says how
+many samples it recognises as asked; the Frechet distance compares means and covariances of the
+pixels with those of the training images."""
 
 import argparse
 import json
@@ -26,21 +28,38 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from digits_quality import classifier, flat  # noqa: E402
 
-from diffusion_jax import config as configs  # noqa: E402
-from diffusion_jax import grids, samplers, schedules  # noqa: E402
-from diffusion_jax.build import build  # noqa: E402
+from diffusion_jax import samplers  # noqa: E402
+from diffusion_jax.commands.sample import draw, restore_params  # noqa: E402
+from diffusion_jax.core import grids, schedules  # noqa: E402
+from diffusion_jax.core.mixtures import Mixture  # noqa: E402
+from diffusion_jax.core.noise import example_keys, initial_noise  # noqa: E402
 from diffusion_jax.data.sources import digits  # noqa: E402
 from diffusion_jax.evaluation import frechet  # noqa: E402
-from diffusion_jax.generate import draw, restore_params  # noqa: E402
-from diffusion_jax.mixtures import Mixture  # noqa: E402
-from diffusion_jax.noise import example_keys, initial_noise  # noqa: E402
-from diffusion_jax.pictures import to_uint8  # noqa: E402
-from diffusion_jax.sampling import make_generate  # noqa: E402
+from diffusion_jax.modalities.pictures import to_uint8  # noqa: E402
+from diffusion_jax.runs import config as configs  # noqa: E402
+from diffusion_jax.runs.build import build  # noqa: E402
+from diffusion_jax.runs.draw import make_generate  # noqa: E402
 
-CALLS = {"heun": 2, "heun_flow": 2, "edm_churn": 2, "dpm_solver_2": 2, "dpm_solver_3": 3, "predictor_corrector": 2}
+CALLS = {
+    "heun": 2,
+    "heun_flow": 2,
+    "edm_churn": 2,
+    "dpm_solver_2": 2,
+    "dpm_solver_3": 3,
+    "predictor_corrector": 2,
+}
 CALLS |= {"annealed_langevin": 10}  # a step; 1 for all others
-STOCHASTIC = ("ancestral", "euler_maruyama", "edm_churn", "dpmpp_2m_sde", "predictor_corrector", "annealed_langevin")
-NAMES = [name for name in samplers.SAMPLERS if name not in ("euler", "adaptive_ode")]  # euler is ddim
+STOCHASTIC = (
+    "ancestral",
+    "euler_maruyama",
+    "edm_churn",
+    "dpmpp_2m_sde",
+    "predictor_corrector",
+    "annealed_langevin",
+)
+NAMES = [
+    name for name in samplers.SAMPLERS if name not in ("euler", "adaptive_ode")
+]  # euler is ddim
 BUDGETS = {"mixture": (10, 20, 40, 80, 160), "digits": (5, 10, 20, 50)}
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
 GRIDS = ("trailing", "logsnr")
@@ -48,7 +67,8 @@ BATCH = 500
 
 
 def levels(name: str, budget: int) -> int:
-    """How many levels a grid may have for a sampler to make at most `budget` calls; the last hop is one."""
+    """How many levels a grid may have for a sampler to make at most `budget` calls; the last hop is
+    one."""
     return (budget - 1) // CALLS.get(name, 1) + 1
 
 
@@ -61,7 +81,9 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray) -> float:
     """The root mean square, over 64 directions, of the distance of sorted projections."""
     angle = np.pi * np.arange(64) / 64
     directions = np.stack([np.cos(angle), np.sin(angle)])
-    return float(np.sqrt(np.mean((np.sort(a @ directions, axis=0) - np.sort(b @ directions, axis=0)) ** 2)))
+    return float(
+        np.sqrt(np.mean((np.sort(a @ directions, axis=0) - np.sort(b @ directions, axis=0)) ** 2))
+    )
 
 
 def mixture(names: list[str]) -> dict:
@@ -69,10 +91,14 @@ def mixture(names: list[str]) -> dict:
     schedule, count = schedules.vp(), 4000
     keys, key = example_keys(jax.random.key(0), jnp.arange(count)), jax.random.key(1)
     exact = np.asarray(jax.jit(MIXTURE.sample)(example_keys(key, jnp.arange(count))))
-    x_init = initial_noise(example_keys(key, jnp.arange(count) + count), (2,), schedule.level(schedule.t_max))
+    x_init = initial_noise(
+        example_keys(key, jnp.arange(count) + count), (2,), schedule.level(schedule.t_max)
+    )
 
     def run(sampler, grid):
-        return np.asarray(jax.jit(lambda x: samplers.sample(sampler, MIXTURE.denoiser, keys, x, grid))(x_init))
+        return np.asarray(
+            jax.jit(lambda x: samplers.sample(sampler, MIXTURE.denoiser, keys, x, grid))(x_init)
+        )
 
     flow = run(samplers.adaptive_ode(1e-6, 1e-6, schedule), grids.logsnr(schedule, 2))
     results: dict = {}
@@ -84,10 +110,18 @@ def mixture(names: list[str]) -> dict:
                 continue
             taken = {"schedule": schedule} if name.startswith("dpm_solver") else {}
             x0 = run(samplers.SAMPLERS[name](**taken), grids.logsnr(schedule, num_steps))
-            error = sliced_wasserstein(x0, exact) if stochastic else float(np.sqrt(np.mean((x0 - flow) ** 2)))
+            error = (
+                sliced_wasserstein(x0, exact)
+                if stochastic
+                else float(np.sqrt(np.mean((x0 - flow) ** 2)))
+            )
             errors[budget] = error
         results[name] = errors
-        print(f"mixture  {name:20} " + "  ".join(f"{calls}: {error:.2g}" for calls, error in errors.items()), flush=True)
+        print(
+            f"mixture  {name:20} "
+            + "  ".join(f"{calls}: {error:.2g}" for calls, error in errors.items()),
+            flush=True,
+        )
     other = np.asarray(jax.jit(MIXTURE.sample)(example_keys(key, jnp.arange(count) + 2 * count)))
     results["floor"] = sliced_wasserstein(other, exact)
     results["adaptive_ode"] = adaptive(schedule, x_init, keys, flow)
@@ -110,12 +144,21 @@ def adaptive(schedule, x_init, keys, flow) -> dict:
     errors = {}
     for tolerance in TOLERANCES:
         denoiser, calls = counted(MIXTURE.denoiser)
-        sampler, grid = samplers.adaptive_ode(tolerance, tolerance, schedule), grids.logsnr(schedule, 2)
-        x0 = jax.jit(lambda x, s=sampler, d=denoiser, g=grid: samplers.sample(s, d, keys, x, g))(x_init)
+        sampler, grid = (
+            samplers.adaptive_ode(tolerance, tolerance, schedule),
+            grids.logsnr(schedule, 2),
+        )
+        x0 = jax.jit(lambda x, s=sampler, d=denoiser, g=grid: samplers.sample(s, d, keys, x, g))(
+            x_init
+        )
         error = float(np.sqrt(np.mean((np.asarray(x0) - flow) ** 2)))
         jax.effects_barrier()
         errors[len(calls)] = error
-    print("mixture  adaptive_ode  " + "  ".join(f"{calls}: {error:.2g}" for calls, error in errors.items()), flush=True)
+    print(
+        "mixture  adaptive_ode  "
+        + "  ".join(f"{calls}: {error:.2g}" for calls, error in errors.items()),
+        flush=True,
+    )
     return errors
 
 
@@ -138,7 +181,8 @@ class Judge:
 
 
 def trained_digits(names: list[str], workdir: pathlib.Path, num: int) -> dict:
-    """{"sampler grid": {calls: {accuracy, frechet}}} of class-conditional samples of a digits run."""
+    """{"sampler grid": {calls: {accuracy, frechet}}} of class-conditional samples of a digits
+    run."""
     config, judge = configs.load(workdir / "config.json"), Judge()
     sampling = config.sampling
     params = restore_params(config, build(config), workdir, ema=True)[0]
@@ -153,9 +197,13 @@ def trained_digits(names: list[str], workdir: pathlib.Path, num: int) -> dict:
         jax.effects_barrier()
         return len(calls) * BATCH // num, judge(images)
 
-    results: dict = {"reference ancestral uniform": {250: measure("ancestral", "uniform", "250")[1]}}
+    results: dict = {
+        "reference ancestral uniform": {250: measure("ancestral", "uniform", "250")[1]}
+    }
     test = digits("test")
-    order = np.argsort(np.arange(len(test.images)) % 10, kind="stable")  # the held-out digits, for their distance alone
+    order = np.argsort(
+        np.arange(len(test.images)) % 10, kind="stable"
+    )  # the held-out digits, for their distance alone
     results["held-out digits"] = {0: {"frechet": judge(test.images[order])["frechet"]}}
     print(json.dumps(results), flush=True)
     for name in names:
@@ -180,9 +228,16 @@ def trained_digits(names: list[str], workdir: pathlib.Path, num: int) -> dict:
 
 def table(rows: dict, columns, cell) -> str:
     """Markdown: one row a sampler, one column a number of calls."""
-    lines = ["| sampler | " + " | ".join(map(str, columns)) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [
+        "| sampler | " + " | ".join(map(str, columns)) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     for name, values in rows.items():
-        lines.append(f"| {name} | " + " | ".join(cell(values[c]) if c in values else "" for c in columns) + " |")
+        lines.append(
+            f"| {name} | "
+            + " | ".join(cell(values[c]) if c in values else "" for c in columns)
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -190,27 +245,45 @@ def page(results: dict) -> None:
     """Puts the tables between their marks in docs/samplers.md, and draws docs/samplers.png."""
     path, tables = ROOT / "docs" / "samplers.md", {}
     if "mixture" in results:
-        found = {name: values for name, values in results["mixture"].items() if isinstance(values, dict)}
+        found = {
+            name: values for name, values in results["mixture"].items() if isinstance(values, dict)
+        }
         for kind, chosen in (("deterministic", False), ("stochastic", True)):
-            rows = {name: values for name, values in found.items() if (name in STOCHASTIC) == chosen and name != "adaptive_ode"}
+            rows = {
+                name: values
+                for name, values in found.items()
+                if (name in STOCHASTIC) == chosen and name != "adaptive_ode"
+            }
             tables[kind] = table(rows, BUDGETS["mixture"], lambda error: f"{error:.2g}")
         steps = found["adaptive_ode"].items()
-        tables["deterministic"] += "\n\n`adaptive_ode`: " + ", ".join(f"{error:.2g} in {calls} calls" for calls, error in steps)
+        tables["deterministic"] += "\n\n`adaptive_ode`: " + ", ".join(
+            f"{error:.2g} in {calls} calls" for calls, error in steps
+        )
         tables["stochastic"] += f"\n\nTwo sets of exact samples: {results['mixture']['floor']:.2g}."
     if "digits" in results:
         cell = lambda r: f"{r['frechet']:.2f} / {100 * r['accuracy']:.1f}"
-        rows = {name: values for name, values in results["digits"].items() if len(name.split()) == 2 and "digits" not in name}
+        rows = {
+            name: values
+            for name, values in results["digits"].items()
+            if len(name.split()) == 2 and "digits" not in name
+        }
         tables["digits"] = table(rows, BUDGETS["digits"], cell)
         steps = results["digits"]["adaptive_ode"].items()
-        tables["digits"] += "\n\n`adaptive_ode`: " + ", ".join(f"{cell(result)} in {calls} calls" for calls, result in steps)
+        tables["digits"] += "\n\n`adaptive_ode`: " + ", ".join(
+            f"{cell(result)} in {calls} calls" for calls, result in steps
+        )
         reference = results["digits"]["reference ancestral uniform"][250]
         real = results["digits"]["held-out digits"][0]["frechet"]
         tables["digits"] += f"; ancestral with 250: {cell(reference)}."
-        tables["digits"] += f" The 180 held-out digits: {real:.2f}, so few that the distance is biased upwards."
+        tables["digits"] += (
+            f" The 180 held-out digits: {real:.2f}, so few that the distance is biased upwards."
+        )
     text = path.read_text()
     for kind, lines in tables.items():
         pattern = rf"(<!-- {kind} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda m, lines=lines: f"{m[1]}\n{lines}\n\n{m[2]}", text, flags=re.DOTALL)
+        text = re.sub(
+            pattern, lambda m, lines=lines: f"{m[1]}\n{lines}\n\n{m[2]}", text, flags=re.DOTALL
+        )
     path.write_text(text)
     plot(results)
 
@@ -221,33 +294,56 @@ def plot(results: dict) -> None:
     for name, values in results.get("mixture", {}).items():
         if isinstance(values, dict) and name not in STOCHASTIC:
             left.loglog(list(values), list(values.values()), ".-", label=name)
-    left.set(xlabel="network calls", ylabel="distance from the ODE's solution", title="mixture, exact denoiser")
+    left.set(
+        xlabel="network calls",
+        ylabel="distance from the ODE's solution",
+        title="mixture, exact denoiser",
+    )
     left.legend(fontsize="x-small")
     for name, values in results.get("digits", {}).items():
-        best = [n for n in results["digits"] if n.split()[0] == name.split()[0] and len(n.split()) == 2]
-        if name in best and "digits" not in name and min(best, key=lambda n: results["digits"][n][20]["frechet"]) == name:
+        best = [
+            n for n in results["digits"] if n.split()[0] == name.split()[0] and len(n.split()) == 2
+        ]
+        if (
+            name in best
+            and "digits" not in name
+            and min(best, key=lambda n: results["digits"][n][20]["frechet"]) == name
+        ):
             line = ".--" if len(right.lines) >= 10 else ".-"  # there are ten colours
             right.loglog(list(values), [v["frechet"] for v in values.values()], line, label=name)
     right.set(
-        xlabel="network calls", ylabel="Frechet distance in the pixels", title="trained digits, each sampler's better grid"
+        xlabel="network calls",
+        ylabel="Frechet distance in the pixels",
+        title="trained digits, each sampler's better grid",
     )
     right.legend(fontsize="x-small")
     figure.savefig(ROOT / "docs" / "samplers.png", dpi=110)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Every sampler's error against the number of network calls.")
+    parser = argparse.ArgumentParser(
+        description="Every sampler's error against the number of network calls."
+    )
     parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs" / "digits")
     parser.add_argument("--num", type=int, default=1000, help="samples of the digits a setting")
-    parser.add_argument("--only", default="", help="names of samplers, comma-separated; nothing is written then")
+    parser.add_argument(
+        "--only", default="", help="names of samplers, comma-separated; nothing is written then"
+    )
     options = parser.parse_args()
     names = options.only.split(",") if options.only else NAMES
     if not (options.workdir / "config.json").is_file():
-        print(f"error: {options.workdir} holds no run; make train makes runs/digits", file=sys.stderr)
+        print(
+            f"error: {options.workdir} holds no run; make train makes runs/digits", file=sys.stderr
+        )
         return 2
-    results: dict = {"mixture": mixture(names), "digits": trained_digits(names, options.workdir, options.num)}
+    results: dict = {
+        "mixture": mixture(names),
+        "digits": trained_digits(names, options.workdir, options.num),
+    }
     if not options.only:
-        results["machine"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}"
+        results["machine"] = (
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}"
+        )
         (ROOT / "docs" / "samplers.json").write_text(json.dumps(results, indent=1) + "\n")
         page(json.loads(json.dumps(results), object_hook=numbered))
     return 0

@@ -1,13 +1,15 @@
-"""How long until the first training step of the Improved DDPM U-Net: from nothing, and from JAX's compilation cache.
+"""How long until the first training step of the Improved DDPM U-Net: from nothing, and from JAX's
+compilation cache.
 
 Command:   python benchmarks/startup.py [--rounds 2] [--json FILE]
 Hardware:  any; two minutes on two cores
 
-Each start is a new process, which does what `main.py` does but for data, workdir and log: import, make the parameters, compile
-the step, take it. A round is `cold`, with an empty cache, and `cached`, with the one that `cold` left. The network is that of
-`benchmarks/unet.py`. Printed are medians in seconds. `compiling`, by JAX's own clock, is a part of the first step, reading
-from the cache included; the rest is tracing and taking the step. `step` is the second one, which compiles nothing.
-"""
+Each start is a new process, which does what `main.py` does but for data, workdir and log: import,
+make the parameters, compile the step, take it. A round is `cold`, with an empty cache, and
+`cached`, with the one that `cold` left. The network is that of `benchmarks/unet.py`. Printed are
+medians in seconds. `compiling`, by JAX's own clock, is a part of the first step, reading from the
+cache included; the rest is tracing and taking the step. `step` is the second one, which compiles
+nothing."""
 
 import argparse
 import itertools
@@ -21,7 +23,15 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STAGES = ("import jax", "import diffusion_jax", "parameters", "first step", "compiling", "step", "all")
+STAGES = (
+    "import jax",
+    "import diffusion_jax",
+    "parameters",
+    "first step",
+    "compiling",
+    "step",
+    "all",
+)
 
 
 def start() -> dict:
@@ -35,9 +45,12 @@ def start() -> dict:
     import numpy as np
 
     import diffusion_jax  # noqa: F401
-    from diffusion_jax import cpu
-    from diffusion_jax.build import build, make_step
-    from diffusion_jax.training import loop, parallel  # noqa: F401
+    from diffusion_jax.commands import train as loop  # noqa: F401
+    from diffusion_jax.devices import (
+        cpu,
+        parallel,  # noqa: F401
+    )
+    from diffusion_jax.runs.build import build, make_step
 
     mark()
     from unet import get_config
@@ -70,7 +83,9 @@ def start() -> dict:
 def child(cache: str) -> dict:
     variables = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
     command = [sys.executable, __file__, "--start"]
-    return json.loads(subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return json.loads(
+        subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout
+    )
 
 
 def main() -> int:
@@ -87,7 +102,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as cache:
             for kind in ("cold", "cached"):
                 taken.setdefault(kind, []).append(child(cache))
-    medians = {name: {stage: statistics.median(run[stage] for run in runs) for stage in STAGES} for name, runs in taken.items()}
+    medians = {
+        name: {stage: statistics.median(run[stage] for run in runs) for stage in STAGES}
+        for name, runs in taken.items()
+    }
     print(f"{'':8}" + "".join(f"{stage:>22}" for stage in STAGES))
     for name, stages in medians.items():
         print(f"{name:8}" + "".join(f"{seconds:22.2f}" for seconds in stages.values()))

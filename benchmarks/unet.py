@@ -1,16 +1,18 @@
-"""The speed of the Improved DDPM U-Net, beside diffusers' `UNet2DModel` in PyTorch, set to the same layers.
+"""The speed of the Improved DDPM U-Net, beside diffusers' `UNet2DModel` in PyTorch, set to the same
+layers.
 
 Command:   python benchmarks/unet.py [--seconds 4] [--rounds 5] [--json FILE]    (needs `pip install -e .[benchmark]`)
 Hardware:  any; ten minutes on two cores with --rounds 3 --seconds 3
 
-A training step (ours with L_hybrid and a run's metrics, PyTorch's with the mean squared error and Adam in one call; both with
-EMA and without clipping), an evaluation of the network, and a chain of 50 DDIM steps, of the U-Net for 32 x 32 images: 64
-channels, multipliers 1, 2, 2, 2, two blocks a level, attention of four heads at 16 and 8, learned variance; a batch of 32, in
-float32. The candidates take turns of some seconds each; PyTorch runs with its default memory format and with channels last, and
-the faster counts. Printed are medians, PyTorch's time over ours, and the fraction of the limit: FLOPs of PyTorch's network,
-which are those of the layers as written down, over the rate of the faster library's product of two large matrices. With --dtype
-bfloat16 PyTorch computes under autocast; on a GPU it is compiled by torch.compile, on a CPU it runs eagerly.
-"""
+A training step (ours with L_hybrid and a run's metrics, PyTorch's with the mean squared error and
+Adam in one call; both with EMA and without clipping), an evaluation of the network, and a chain of
+50 DDIM steps, of the U-Net for 32 x 32 images: 64 channels, multipliers 1, 2, 2, 2, two blocks a
+level, attention of four heads at 16 and 8, learned variance; a batch of 32, in float32. The
+candidates take turns of some seconds each; PyTorch runs with its default memory format and with
+channels last, and the faster counts. Printed are medians, PyTorch's time over ours, and the
+fraction of the limit: FLOPs of PyTorch's network, which are those of the layers as written down,
+over the rate of the faster library's product of two large matrices. With --dtype bfloat16 PyTorch
+computes under autocast; on a GPU it is compiled by torch.compile, on a CPU it runs eagerly."""
 
 import argparse
 import importlib
@@ -26,10 +28,10 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from diffusion_jax import cpu, flops  # noqa: E402
-from diffusion_jax.build import build, make_step  # noqa: E402
-from diffusion_jax.config import Config, Data, Diffusion, Model, Sampling, Training  # noqa: E402
-from diffusion_jax.sampling import make_generate  # noqa: E402
+from diffusion_jax.devices import cpu, flops  # noqa: E402
+from diffusion_jax.runs.build import build, make_step  # noqa: E402
+from diffusion_jax.runs.config import Config, Data, Diffusion, Model, Sampling, Training  # noqa: E402
+from diffusion_jax.runs.draw import make_generate  # noqa: E402
 
 STEPS = 50
 
@@ -53,7 +55,11 @@ def ours(batch: int, dtype: str) -> tuple[dict, float]:
     parts = build(config)
     rng = np.random.default_rng(0)
     images = {"image": jnp.asarray(rng.integers(0, 256, (batch, 32, 32, 3), np.uint8))}
-    x, t, key = jnp.asarray(rng.standard_normal((batch, 32, 32, 3), np.float32)), jnp.full(batch, 500.0), jax.random.key(0)
+    x, t, key = (
+        jnp.asarray(rng.standard_normal((batch, 32, 32, 3), np.float32)),
+        jnp.full(batch, 500.0),
+        jax.random.key(0),
+    )
     state = parts.init_state(key)
     print("the first training step", end="", flush=True)
     started = time.perf_counter()
@@ -61,7 +67,9 @@ def ours(batch: int, dtype: str) -> tuple[dict, float]:
     state, _ = jax.block_until_ready(step(state, key, images))  # which compiles it
     print(f": {time.perf_counter() - started:.1f} s, with tracing and compiling")
     network = lambda params, x, t: parts.apply_fn(params, x, t, None)
-    evaluate = jax.jit(network, compiler_options=cpu.evaluating()).lower(state.params, x, t).compile()
+    evaluate = (
+        jax.jit(network, compiler_options=cpu.evaluating()).lower(state.params, x, t).compile()
+    )
     generate, held = make_generate(config, parts), [state]
 
     def train():
@@ -126,11 +134,16 @@ def pytorch(batch: int, dtype: str, channels_last: bool) -> tuple[dict, float]:
 
     with torch.no_grad(), counting.FlopCounterMode(display=False) as counter:
         model(x, t)
-    return {"training step": train, "evaluation": evaluate, f"{STEPS} DDIM steps": chain}, counter.get_total_flops()
+    return {
+        "training step": train,
+        "evaluation": evaluate,
+        f"{STEPS} DDIM steps": chain,
+    }, counter.get_total_flops()
 
 
 def matrix_rate(dtype: str) -> dict:
-    """FLOP/s of a product of two large matrices, by the median of a second's runs, of each library."""
+    """FLOP/s of a product of two large matrices, by the median of a second's runs, of each
+    library."""
     torch = importlib.import_module("torch")
     device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     a, product = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
@@ -180,10 +193,18 @@ def main() -> int:
         for work in next(iter(candidates.values()))[0]:
             for name, (works, _) in candidates.items():
                 if options.only in (None, work):
-                    taken.setdefault(work, {}).setdefault(name, []).extend(times(works[work], options.seconds))
+                    taken.setdefault(work, {}).setdefault(name, []).extend(
+                        times(works[work], options.seconds)
+                    )
     rates = matrix_rate(options.dtype)
     limit = max(rates.values())
-    report: dict = {"batch": options.batch, "dtype": options.dtype, "devices": str(jax.devices()), "flops": {}, "work": {}}
+    report: dict = {
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "devices": str(jax.devices()),
+        "flops": {},
+        "work": {},
+    }
     report["matrix_rate"] = rates
     print(
         f"batch {options.batch}, {options.dtype}; products of matrices: "
@@ -201,7 +222,9 @@ def main() -> int:
         print(f"{work}: {ratio:.2f} x PyTorch")
         for name, median in medians.items():
             fraction = counts[work] * candidates["PyTorch"][1] / limit / median
-            print(f"    {name:24} {median:7.3f} s   {fraction:4.0%} of the limit, {len(by_name[name])} runs")
+            print(
+                f"    {name:24} {median:7.3f} s   {fraction:4.0%} of the limit, {len(by_name[name])} runs"
+            )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0

@@ -5,31 +5,24 @@
     schedule = dj.schedules.cosine(num_steps=1000)
     x_t = dj.q_sample(x0, eps, schedule.level(t))
 
-The functions are grouped by module as the papers group them; the names below are the ones that most notebooks need.
-"""
+The functions are grouped by module as the papers group them; the names below are the ones that most
+notebooks need."""
 
-from diffusion_jax import (
-    denoisers,
-    editing,
+from diffusion_jax import denoisers, samplers
+from diffusion_jax.core import (
     grids,
-    likelihood,
-    losses,
     mixtures,
     noise,
-    ode,
     predictions,
     process,
-    samplers,
     schedules,
     timesteps,
     weightings,
 )
-from diffusion_jax.denoisers import classifier_free, clip_x0, make_denoiser
-from diffusion_jax.grids import respaced
-from diffusion_jax.noise import example_keys, initial_noise
-from diffusion_jax.process import q_posterior, q_sample, q_step
-from diffusion_jax.samplers import ancestral, ddim, invert, sample
-from diffusion_jax.types import (
+from diffusion_jax.core.grids import respaced
+from diffusion_jax.core.noise import example_keys, initial_noise
+from diffusion_jax.core.process import q_posterior, q_sample, q_step
+from diffusion_jax.core.types import (
     CLEAN,
     Denoiser,
     Level,
@@ -40,7 +33,12 @@ from diffusion_jax.types import (
     Schedule,
     Timesteps,
 )
-from diffusion_jax.version import __version__
+from diffusion_jax.core.version import __version__
+from diffusion_jax.denoisers import classifier_free, clip_x0, make_denoiser
+from diffusion_jax.likelihood import ode
+from diffusion_jax.likelihood import variational as likelihood
+from diffusion_jax.objectives import losses
+from diffusion_jax.samplers import ancestral, ddim, editing, invert, sample
 
 __all__ = [
     "CLEAN",

@@ -1,17 +1,22 @@
-"""CIFAR-10 on a laptop: a small class-conditional U-Net, a few minutes to see the whole way from data to FID.
+"""CIFAR-10 on a laptop: a small class-conditional U-Net, a few minutes to see the whole way from
+data to FID.
 
 Command:   python main.py --workdir runs/cifar_small --config experiments/cifar10_small.py
 Hardware:  a laptop's CPU
 Result:    blurred colours and shapes after the 200 steps; docs/results.md has the loss, the samples and their figures
 """
 
-from diffusion_jax.config import Config, Data, Diffusion, Evaluation, Model, Sampling, Training
+from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Model, Sampling, Training
 
 
 def get_config() -> Config:
     return Config(
-        data=Data(source="tfds", name="cifar10:3.0.2", shape=(32, 32, 3), num_classes=10, flip=True),
-        model=Model(channels=32, channel_mult=(1, 2, 2), blocks=1, attention_resolutions=(8,), heads=2),
+        data=Data(
+            source="tfds", name="cifar10:3.0.2", shape=(32, 32, 3), num_classes=10, flip=True
+        ),
+        model=Model(
+            channels=32, channel_mult=(1, 2, 2), blocks=1, attention_resolutions=(8,), heads=2
+        ),
         diffusion=Diffusion(schedule="cosine", num_steps=1000, prediction="v"),
         training=Training(
             num_steps=200,

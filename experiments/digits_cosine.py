@@ -1,11 +1,12 @@
-"""The digits by Improved DDPM: cosine schedule, learned variance, L_hybrid. The laptop's twin of cosine.py.
+"""The digits by Improved DDPM: cosine schedule, learned variance, L_hybrid. The laptop's twin of
+cosine.py.
 
 Command:   python main.py --workdir runs/digits_cosine --config experiments/digits_cosine.py
 Hardware:  a laptop's CPU; about two minutes on two cores
 Result:    see docs/results.md: 4.41 bits/dim at T = 200 after 500 steps
 """
 
-from diffusion_jax.config import Config
+from diffusion_jax.runs.config import Config
 from experiments import digits
 
 

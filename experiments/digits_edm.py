@@ -1,4 +1,5 @@
-"""The digits by EDM: noise from 0.002 to 80 added to the data, a preconditioned network, log-normal noise levels.
+"""The digits by EDM: noise from 0.002 to 80 added to the data, a preconditioned network, log-normal
+noise levels.
 
 Command:   python main.py --workdir runs/digits_edm --config experiments/digits_edm.py
 Hardware:  a CPU; five minutes on two very busy cores
@@ -6,7 +7,7 @@ Result:    98.3 % of 1,000 samples recognised as the digit asked for, in 18 step
            uniform grid, coarse where sigma is small, would give the classes' means
 """
 
-from diffusion_jax.config import Config
+from diffusion_jax.runs.config import Config
 from experiments import digits
 
 

@@ -5,7 +5,7 @@ Hardware:  a laptop's CPU; about two minutes on two cores
 Result:    see docs/results.md: 5.01 bits/dim at T = 200 after 500 steps
 """
 
-from diffusion_jax.config import Config
+from diffusion_jax.runs.config import Config
 from experiments import digits
 
 

@@ -1,11 +1,12 @@
-"""The digits by Improved DDPM for likelihood: L_vlb with importance-sampled t. The laptop's twin of vlb.py.
+"""The digits by Improved DDPM for likelihood: L_vlb with importance-sampled t. The laptop's twin of
+vlb.py.
 
 Command:   python main.py --workdir runs/digits_vlb --config experiments/digits_vlb.py
 Hardware:  a laptop's CPU; about two minutes on two cores
 Result:    see docs/results.md: 4.44 bits/dim at T = 200 after 500 steps
 """
 
-from diffusion_jax.config import Config
+from diffusion_jax.runs.config import Config
 from experiments import digits_cosine
 
 

@@ -1,13 +1,14 @@
-"""What the tests of samplers share: denoisers, noise in place of Threefry's, and exact moments of a chain."""
+"""What the tests of samplers share: denoisers, noise in place of Threefry's, and exact moments of a
+chain."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.noise import example_keys, initial_noise
+from diffusion_jax.core.noise import example_keys, initial_noise
+from diffusion_jax.core.types import Level, Prediction, Sampler
 from diffusion_jax.samplers import sample
-from diffusion_jax.types import Level, Prediction, Sampler
 
 KEY = jax.random.key(0)
 SHAPE = (2, 2, 1)
@@ -42,20 +43,23 @@ def run(sampler, denoiser, grid, index=(0, 1, 2), shape=SHAPE, trajectory=False)
     @jax.jit
     def run(index):
         keys = example_keys(KEY, index)
-        return sample(sampler, denoiser, keys, initial_noise(keys, shape, start(grid)), grid, trajectory)
+        return sample(
+            sampler, denoiser, keys, initial_noise(keys, shape, start(grid)), grid, trajectory
+        )
 
     return run(np.array(index))
 
 
 @pytest.fixture
 def injected(monkeypatch):
-    """(sampler, noise [N - 1, B, ...]) -> the sampler whose step i draws noise[i], one draw a step, whatever its keys."""
+    """(sampler, noise [N - 1, B, ...]) -> the sampler whose step i draws noise[i], one draw a step,
+    whatever its keys."""
 
     def inject(sampler, noise):
         def step(keys, denoiser, x, state, t, s):
             i, state = state
             draws = [jnp.asarray(noise)[i]]
-            monkeypatch.setattr("diffusion_jax.noise.normal", lambda keys, shape: draws.pop())
+            monkeypatch.setattr("diffusion_jax.core.noise.normal", lambda keys, shape: draws.pop())
             x, state = sampler.step(keys, denoiser, x, state, t, s)
             return x, (i + 1, state)
 
@@ -66,18 +70,22 @@ def injected(monkeypatch):
 
 @pytest.fixture
 def noise_by_index(monkeypatch):
-    """Keys are indices into a fixed array of noise. Threefry takes the compiler most of a second."""
+    """Keys are indices into a fixed array of noise. Threefry takes the compiler most of a
+    second."""
     noise = np.random.default_rng(1).normal(size=(3, 12))
     monkeypatch.setattr(
-        "diffusion_jax.noise.normal", lambda keys, shape: jnp.asarray(noise)[keys][:, : np.prod(shape)].reshape(-1, *shape)
+        "diffusion_jax.core.noise.normal",
+        lambda keys, shape: jnp.asarray(noise)[keys][:, : np.prod(shape)].reshape(-1, *shape),
     )
-    monkeypatch.setattr("diffusion_jax.noise.fold_in", lambda keys, number: keys)
+    monkeypatch.setattr("diffusion_jax.core.noise.fold_in", lambda keys, number: keys)
 
 
 def moments(injected, sampler, grid, mean, std):
-    """Means [N + 1] and deviations [N + 1] of a chain on N(mean, std^2) data; exact, as it is affine in its noise."""
+    """Means [N + 1] and deviations [N + 1] of a chain on N(mean, std^2) data; exact, as it is
+    affine in its noise."""
     num, first = len(grid.t), start(grid)
-    # the first of N noises makes x_T, the others go to the steps; example 0 has none, example i + 1 one unit of noise i
+    # the first of N noises makes x_T, the others go to the steps; example 0 has none, example i + 1
+    # one unit of noise i
     noise = np.concatenate([np.zeros((1, num)), np.eye(num)])
     x_init = first.alpha * mean + np.sqrt(first.alpha**2 * std**2 + first.sigma**2) * noise[:, :1]
     noisy = injected(sampler, noise[:, 1:].T[..., None])

@@ -6,7 +6,8 @@ import json
 import os
 import pathlib
 
-# Tests compile more than they compute: the compiler's quick level halves their time. Before JAX starts, hence up here.
+# Tests compile more than they compute: the compiler's quick level halves their time. Before JAX
+# starts, hence up here.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 
 import jax
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from chains import injected, noise_by_index  # noqa: F401
 
-from diffusion_jax import cpu, schedules
-from diffusion_jax.predictions import PREDICTIONS
-from diffusion_jax.types import Level, Schedule
+from diffusion_jax.core import schedules
+from diffusion_jax.core.predictions import PREDICTIONS
+from diffusion_jax.core.types import Level, Schedule
+from diffusion_jax.devices import cpu
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 
@@ -55,7 +57,8 @@ def parameterization_of():
 
 @pytest.fixture(scope="session")
 def continuous():
-    """A continuous-time schedule, alpha = cos(pi t / 2) and sigma = sin(pi t / 2), t from 0.01 to 0.99."""
+    """A continuous-time schedule, alpha = cos(pi t / 2) and sigma = sin(pi t / 2), t from 0.01 to
+    0.99."""
 
     def level(t):
         angle = jnp.pi / 2 * jnp.asarray(t)
@@ -67,7 +70,8 @@ def continuous():
 
 @pytest.fixture(scope="session", autouse=True)
 def untuned():
-    """`cpu.tune` is for a process's start: where a test calls the program itself, its flags would mark this one wrongly."""
+    """`cpu.tune` is for a process's start: where a test calls the program itself, its flags would
+    mark this one wrongly."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "tune", lambda: None)
         yield
@@ -75,9 +79,12 @@ def untuned():
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Programs that several tests, and the processes that tests start, compile are compiled once."""
+    """Programs that several tests, and the processes that tests start, compile are compiled
+    once."""
     base = tmp_path_factory.getbasetemp()
-    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # the same for all processes of a test run
+    base = (
+        base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    )  # the same for all processes of a test run
     folder = str(base / "compilation_cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # in place of a second

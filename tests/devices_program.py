@@ -1,4 +1,5 @@
-"""Run by test_parallel.py with eight virtual devices: the pmapped step against the plain one, and examples shared out."""
+"""Run by test_parallel.py with eight virtual devices: the pmapped step against the plain one, and
+examples shared out."""
 
 import sys
 
@@ -8,44 +9,74 @@ import numpy as np
 import optax
 
 sys.path.insert(0, sys.argv[1])
-from diffusion_jax import losses, predictions, schedules, timesteps  # noqa: E402
-from diffusion_jax.errors import UserError  # noqa: E402
-from diffusion_jax.training.parallel import AXIS, check_batch, layout, make_take_steps, map_examples, place  # noqa: E402
+from diffusion_jax.core import predictions, schedules, timesteps  # noqa: E402
+from diffusion_jax.core.errors import UserError  # noqa: E402
+from diffusion_jax.devices.parallel import (
+    AXIS,
+    check_batch,
+    layout,
+    make_take_steps,
+    map_examples,
+    place,
+)  # noqa: E402
+from diffusion_jax.objectives import losses  # noqa: E402
 from diffusion_jax.training.state import init_state, warmed_up_ema  # noqa: E402
 from diffusion_jax.training.step import make_loss_fn, make_train_step  # noqa: E402
 
 assert jax.device_count() == 8
 schedule = schedules.cosine(4)
-distribution = timesteps.second_moment(schedule)  # its history is full within the four steps, and used
+distribution = timesteps.second_moment(
+    schedule
+)  # its history is full within the four steps, and used
 rng = np.random.default_rng(0)
-batches = [{"image": rng.integers(0, 256, (16, 4, 4, 1), np.uint8), "label": rng.integers(0, 10, 16)} for _ in range(4)]
+batches = [
+    {"image": rng.integers(0, 256, (16, 4, 4, 1), np.uint8), "label": rng.integers(0, 10, 16)}
+    for _ in range(4)
+]
 
 
 def apply_fn(params, x, t, cond, dropout_key=None):
-    h = jnp.tanh(jax.lax.conv(x.transpose(0, 3, 1, 2), params["in"], (1, 1), "SAME") + params["label"][cond][..., None, None])
+    h = jnp.tanh(
+        jax.lax.conv(x.transpose(0, 3, 1, 2), params["in"], (1, 1), "SAME")
+        + params["label"][cond][..., None, None]
+    )
     return jax.lax.conv(h, params["out"], (1, 1), "SAME").transpose(0, 2, 3, 1)
 
 
 def make(**options):
-    loss_fn = make_loss_fn(apply_fn, schedule, losses.denoising(predictions.v()), label_dropout=0.5, no_label=10)
+    loss_fn = make_loss_fn(
+        apply_fn, schedule, losses.denoising(predictions.v()), label_dropout=0.5, no_label=10
+    )
     return make_train_step(loss_fn, optimizer, warmed_up_ema(0.99), distribution, (0, 3), **options)
 
 
 # not Adam: its division makes rounding visible wherever a gradient is near 0
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
-params = {"in": rng.normal(size=(6, 1, 3, 3)), "out": rng.normal(size=(1, 6, 3, 3)), "label": rng.normal(size=(11, 6))}
-fresh = lambda: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)  # the pmapped step donates them
+params = {
+    "in": rng.normal(size=(6, 1, 3, 3)),
+    "out": rng.normal(size=(1, 6, 3, 3)),
+    "label": rng.normal(size=(11, 6)),
+}
+fresh = lambda: jax.tree.map(
+    lambda a: jnp.asarray(a, jnp.float32), params
+)  # the pmapped step donates them
 key = jax.random.key(7)
 
 plain, step = init_state(fresh(), optimizer, distribution.init()), jax.jit(make())
 for batch in batches:
     plain, plain_metrics = step(plain, key, batch)
 for steps_per_call, accumulation in ((1, 1), (2, 1), (1, 2)):
-    run = make_take_steps(layout(), make(axis_name=AXIS, accumulation=accumulation), None, steps_per_call)
+    run = make_take_steps(
+        layout(), make(axis_name=AXIS, accumulation=accumulation), None, steps_per_call
+    )
     state = place(init_state(fresh(), optimizer, distribution.init()))
     for i in range(0, 4, steps_per_call):
-        state, metrics = run(state, key, jax.tree.map(lambda *a: np.stack(a), *batches[i : i + steps_per_call]))
-    for a, b in zip(jax.tree.leaves(plain.ema_params), jax.tree.leaves(state.ema_params), strict=True):
+        state, metrics = run(
+            state, key, jax.tree.map(lambda *a: np.stack(a), *batches[i : i + steps_per_call])
+        )
+    for a, b in zip(
+        jax.tree.leaves(plain.ema_params), jax.tree.leaves(state.ema_params), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(plain.timesteps["losses"], state.timesteps["losses"], rtol=1e-4)
     np.testing.assert_array_equal(plain.timesteps["counts"], state.timesteps["counts"])

@@ -1,4 +1,5 @@
-"""Run by test_parallel.py: trains the tiny run for five steps on the devices and processes that there are, in given layouts.
+"""Run by test_parallel.py: trains the tiny run for five steps on the devices and processes that
+there are, in given layouts.
 
     python layouts_program.py FOLDER NAME:PARALLEL:FSDP[+PARALLEL:FSDP] ...
 
@@ -17,10 +18,11 @@ import numpy as np
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 from tiny import tiny_config  # noqa: E402
 
-from diffusion_jax.build import build  # noqa: E402
-from diffusion_jax.generate import restore_params  # noqa: E402
-from diffusion_jax.sampling import make_generate  # noqa: E402
-from diffusion_jax.training import loop, parallel  # noqa: E402
+from diffusion_jax.commands import train as loop  # noqa: E402
+from diffusion_jax.commands.sample import restore_params  # noqa: E402
+from diffusion_jax.devices import parallel  # noqa: E402
+from diffusion_jax.runs.build import build  # noqa: E402
+from diffusion_jax.runs.draw import make_generate  # noqa: E402
 
 loop.draw_picture = lambda run, state: None  # 16 samples are drawn below
 parallel.start()
@@ -29,7 +31,9 @@ for words in sys.argv[2:]:
     name, layouts = words.split(":", 1)
     several = [layout.split(":") for layout in layouts.split("+")]
     for num_steps, (kind, fsdp) in zip((2, 5)[-len(several) :], several, strict=True):
-        config = tiny_config(num_steps=num_steps, eval_every=0, checkpoint_every=5, parallel=kind, fsdp=int(fsdp))
+        config = tiny_config(
+            num_steps=num_steps, eval_every=0, checkpoint_every=5, parallel=kind, fsdp=int(fsdp)
+        )
         config.model.dropout, config.sampling.num = 0.0, 16
         loop.train(config, folder / name)
     parts = build(config)
@@ -37,10 +41,15 @@ for words in sys.argv[2:]:
     samples = make_generate(config, parts)(params, np.arange(16))
     lay = parallel.layout(kind, int(fsdp))
     state = parallel.initial(
-        parts.init_state, jax.random.key(0), lay.state(jax.eval_shape(parts.init_state, jax.random.key(0)))
+        parts.init_state,
+        jax.random.key(0),
+        lay.state(jax.eval_shape(parts.init_state, jax.random.key(0))),
     )
     held = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(state))
     if parallel.primary():
-        leaves = {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(params)}
+        leaves = {
+            jax.tree_util.keystr(path): np.asarray(a)
+            for path, a in jax.tree_util.tree_leaves_with_path(params)
+        }
         np.savez(folder / f"{name}.npz", samples=samples, held=held, **leaves)
 os._exit(0) if jax.process_count() == 1 else jax.distributed.shutdown()

@@ -26,16 +26,32 @@ def test_the_readmes_example_runs_and_learns():
 
 
 def test_adding_the_sampler_of_contributing_touches_one_file_and_is_held_to_its_order(tmp_path):
-    """The page followed: its code into a copy's multistep.py, then the command, the list and the laws over SAMPLERS."""
-    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "runs", "docs", "*.npz", "__pycache__"))
+    """The page followed: its code into a copy's multistep.py, then the command, the list and the
+    laws over SAMPLERS."""
+    shutil.copytree(
+        ROOT,
+        tmp_path / "copy",
+        ignore=shutil.ignore_patterns(".*", "runs", "docs", "*.npz", "__pycache__"),
+    )
     file = tmp_path / "copy" / "diffusion_jax" / "samplers" / "multistep.py"
     (code,) = CODE.findall((ROOT / "CONTRIBUTING.md").read_text())
     file.write_text(f"{file.read_text()}\n\n{code}")
     python = lambda *arguments: subprocess.run(
-        [sys.executable, *arguments], cwd=tmp_path / "copy", capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments],
+        cwd=tmp_path / "copy",
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert "Adams-Bashforth" in python("main.py", "list").stdout
-    laws = ("tests/test_samplers.py", "-k", "adams_bashforth or docstring", "-p", "no:cacheprovider", "-n0")
+    laws = (
+        "tests/test_samplers.py",
+        "-k",
+        "adams_bashforth or docstring",
+        "-p",
+        "no:cacheprovider",
+        "-n0",
+    )
     passed = python("-m", "pytest", *laws)
     assert passed.returncode == 0, passed.stdout
     # and its order is measured, not believed
@@ -48,9 +64,23 @@ def test_adding_the_sampler_of_contributing_touches_one_file_and_is_held_to_its_
 def test_the_samplers_page_runs():
     (code,) = CODE.findall((ROOT / "docs" / "samplers.md").read_text())
     shown, keys = [], jax.random.split(jax.random.key(0), 2)
-    namespace = {"dj": dj, "schedule": dj.schedules.cosine(50), "prediction": dj.predictions.v(), "params": 0.5, "w": 1.0}
-    namespace |= {"apply_fn": lambda params, x, t, cond: params * x + 0.1 * cond[:, None], "show": shown.append, "keys": keys}
-    namespace |= {"labels": jnp.array([0, 1]), "no_labels": jnp.array([2, 2]), "x_init": jax.random.normal(keys[0], (2, 3))}
+    namespace = {
+        "dj": dj,
+        "schedule": dj.schedules.cosine(50),
+        "prediction": dj.predictions.v(),
+        "params": 0.5,
+        "w": 1.0,
+    }
+    namespace |= {
+        "apply_fn": lambda params, x, t, cond: params * x + 0.1 * cond[:, None],
+        "show": shown.append,
+        "keys": keys,
+    }
+    namespace |= {
+        "labels": jnp.array([0, 1]),
+        "no_labels": jnp.array([2, 2]),
+        "x_init": jax.random.normal(keys[0], (2, 3)),
+    }
     exec(code, namespace)
     assert len(shown) == 5
     assert namespace["noise"].shape == (2, 3)
@@ -66,4 +96,6 @@ def test_the_notebook_runs():
     notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", 4)
     for cell in notebook.cells:  # the same code with fewer steps
         cell.source = cell.source.replace("range(400)", "range(3)")
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "docs")}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "docs")}}
+    ).execute()

@@ -1,4 +1,5 @@
-"""The design's floors, read from the imports: a module imports its own floor and those below, never one above."""
+"""The design's floors, read from the imports: a module imports its own floor and those below, never
+one above."""
 
 import ast
 import pathlib
@@ -21,8 +22,8 @@ FLOORS = {
     }.items()
     for name in names.split()
 } | {"": 2}  # the package itself, which gathers the core for notebooks
-# Side floors: what they may import besides themselves, inside the package and outside the standard library.
-# Floor 3 alone imports them. models know no diffusion, data no JAX.
+# Side floors: what they may import besides themselves, inside the package and outside the standard
+# library. Floor 3 alone imports them. models know no diffusion, data no JAX.
 SIDES = {"models": ((), {"jax", "flax", "numpy"}), "data": (("errors",), None)}
 CORE_LIBRARIES = {"jax", "numpy"}
 CORE_EXTRA = {"ode": {"diffrax"}}  # a core module that stands on a library of its own
@@ -58,7 +59,9 @@ def _imports(name, path, modules):
             for alias in node.names:
                 add(alias.name)
         elif isinstance(node, ast.ImportFrom):
-            base = ["diffusion_jax", *package][: len(package) + 2 - node.level] if node.level else []
+            base = (
+                ["diffusion_jax", *package][: len(package) + 2 - node.level] if node.level else []
+            )
             for alias in node.names:
                 add(".".join(filter(None, (*base, node.module))), alias.name)
     return inner, outer - set(sys.stdlib_module_names)
@@ -69,7 +72,9 @@ def violations(package):
     for name, path in modules.items():
         room = name.split(".")[0]
         if room not in FLOORS and room not in SIDES:
-            found.append(f"{name}: on no floor; assign it one in FLOORS, test_floors.py, and in docs/design.md")
+            found.append(
+                f"{name}: on no floor; assign it one in FLOORS, test_floors.py, and in docs/design.md"
+            )
             continue
         inner, outer = _imports(name, path, modules)
         for target in sorted(inner):
@@ -86,10 +91,20 @@ def violations(package):
             libraries = SIDES[room][1]
             forbidden = outer & JAX_LIBRARIES if libraries is None else outer - libraries
         else:
-            forbidden = outer - CORE_LIBRARIES - CORE_EXTRA.get(room, set()) if FLOORS[room] < 3 else set()
-        found += [f"{name}: imports {library}, which its floor must not" for library in sorted(forbidden)]
-        if FLOORS.get(room) != 3 and room in NO_DEVICES and (word := DEVICES.search(path.read_text())):
-            found.append(f"{name}: mentions devices ({word[0]}), which training/parallel.py alone knows")
+            forbidden = (
+                outer - CORE_LIBRARIES - CORE_EXTRA.get(room, set()) if FLOORS[room] < 3 else set()
+            )
+        found += [
+            f"{name}: imports {library}, which its floor must not" for library in sorted(forbidden)
+        ]
+        if (
+            FLOORS.get(room) != 3
+            and room in NO_DEVICES
+            and (word := DEVICES.search(path.read_text()))
+        ):
+            found.append(
+                f"{name}: mentions devices ({word[0]}), which training/parallel.py alone knows"
+            )
     return found
 
 
@@ -99,7 +114,15 @@ def test_imports_only_go_down():
 
 def test_the_whole_package_was_read():
     modules = _modules(PACKAGE)
-    assert {"", "types", "schedules", "samplers.chain", "models.unet", "data.sources", "training.loop"} <= modules.keys()
+    assert {
+        "",
+        "types",
+        "schedules",
+        "samplers.chain",
+        "models.unet",
+        "data.sources",
+        "training.loop",
+    } <= modules.keys()
     inner, outer = _imports("samplers.first_order", modules["samplers.first_order"], modules)
     assert {"process", "types", "noise"} <= inner
     assert outer == {"jax"}
@@ -108,7 +131,11 @@ def test_the_whole_package_was_read():
 @pytest.mark.parametrize(
     ("path", "source", "complaint"),
     [
-        ("schedules.py", "import diffusion_jax.samplers", "schedules: imports diffusion_jax.samplers"),
+        (
+            "schedules.py",
+            "import diffusion_jax.samplers",
+            "schedules: imports diffusion_jax.samplers",
+        ),
         ("types.py", "from diffusion_jax import grids", "types: imports diffusion_jax.grids"),
         ("process.py", "from . import losses", "process: imports diffusion_jax.losses"),
         ("process.py", "from .losses import LOSSES", "process: imports diffusion_jax.losses"),
@@ -118,12 +145,28 @@ def test_the_whole_package_was_read():
             "def f():\n    from diffusion_jax.training import step",
             "samplers: imports diffusion_jax.training",
         ),
-        ("losses.py", "from diffusion_jax.models.unet import UNet", "losses: imports diffusion_jax.models.unet"),
+        (
+            "losses.py",
+            "from diffusion_jax.models.unet import UNet",
+            "losses: imports diffusion_jax.models.unet",
+        ),
         ("__init__.py", "from diffusion_jax import build", ": imports diffusion_jax.build"),
-        ("models/unet.py", "from diffusion_jax.types import Level", "models.unet: imports diffusion_jax.types"),
-        ("models/unet.py", "from .. import schedules", "models.unet: imports diffusion_jax.schedules"),
+        (
+            "models/unet.py",
+            "from diffusion_jax.types import Level",
+            "models.unet: imports diffusion_jax.types",
+        ),
+        (
+            "models/unet.py",
+            "from .. import schedules",
+            "models.unet: imports diffusion_jax.schedules",
+        ),
         ("models/unet.py", "import optax", "models.unet: imports optax"),
-        ("data/sources.py", "from diffusion_jax.config import Config", "data.sources: imports diffusion_jax.config"),
+        (
+            "data/sources.py",
+            "from diffusion_jax.config import Config",
+            "data.sources: imports diffusion_jax.config",
+        ),
         ("data/sources.py", "def f():\n    import jax.numpy", "data.sources: imports jax"),
         ("denoisers.py", "import flax.linen as nn", "denoisers: imports flax"),
         ("schedules.py", "from optax import schedules", "schedules: imports optax"),
@@ -133,7 +176,17 @@ def test_the_whole_package_was_read():
     ],
 )
 def test_what_the_design_forbids_is_found(tmp_path, path, source, complaint):
-    for name in ("__init__", "types", "schedules", "samplers", "losses", "grids", "config", "build", "models/__init__"):
+    for name in (
+        "__init__",
+        "types",
+        "schedules",
+        "samplers",
+        "losses",
+        "grids",
+        "config",
+        "build",
+        "models/__init__",
+    ):
         (tmp_path / name).with_suffix(".py").parent.mkdir(exist_ok=True)
         (tmp_path / name).with_suffix(".py").touch()
     for name in ("training/__init__", "training/step", "models/unet", "data/__init__"):
@@ -156,7 +209,10 @@ def test_what_the_design_forbids_is_found(tmp_path, path, source, complaint):
             "training/loop.py",
             "import optax, jax\nfrom diffusion_jax import models, data, samplers\nfrom ..build import f",
         ),
-        ("data/sources.py", "import numpy, grain\nfrom diffusion_jax.errors import UserError\nfrom . import pipeline"),
+        (
+            "data/sources.py",
+            "import numpy, grain\nfrom diffusion_jax.errors import UserError\nfrom . import pipeline",
+        ),
         ("models/unet.py", "import flax.linen\nfrom .attention import Attention"),
     ],
 )

@@ -9,17 +9,25 @@ import sys
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.config import Config, Data, Diffusion, Model, Sampling, Training
+from diffusion_jax.runs.config import Config, Data, Diffusion, Model, Sampling, Training
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def tiny_config(**training) -> Config:
-    settings = {"num_steps": 8, "batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 2, "log_every": 1}
+    settings = {
+        "num_steps": 8,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "log_every": 1,
+    }
     settings |= {"eval_every": 4, "eval_examples": 24, "sample_every": 0, "checkpoint_every": 4}
     return Config(
         data=Data(source="digits", shape=(8, 8, 1), num_classes=10, flip=True),
-        model=Model(channels=16, channel_mult=(1,), blocks=1, attention_resolutions=(), dropout=0.1),
+        model=Model(
+            channels=16, channel_mult=(1,), blocks=1, attention_resolutions=(), dropout=0.1
+        ),
         diffusion=Diffusion(schedule="cosine", num_steps=20, timesteps="second_moment"),
         training=Training(**(settings | training)),
         sampling=Sampling(steps="5", num=20),
@@ -49,7 +57,9 @@ def environment(**more) -> dict:
 
 
 def run_command(*arguments, **more) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments), env=environment(**more), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command(*arguments), env=environment(**more), capture_output=True, text=True, timeout=300
+    )
 
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -66,5 +76,10 @@ def curves(workdir: pathlib.Path) -> list[dict]:
     """The lines of metrics.jsonl without what the clock decides."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if name not in ("images_per_second", "outside_step")} for line in lines
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("images_per_second", "outside_step")
+        }
+        for line in lines
     ]

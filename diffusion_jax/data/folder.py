@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import images
 from diffusion_jax.data.scan import fingerprint, reason, scan, shown
-from diffusion_jax.errors import UserError
 
 UNREADABLE = ("fail", "skip")
 NAMED = 10  # files named in a message, at most
@@ -53,9 +53,13 @@ class Folder:
             image = np.array(self.pixels[self.rows[i]])
         else:
             try:
-                image = images.to_array(images.decode(self.root / self.names[i], self.shape[2]), self.shape, self.resize)
+                image = images.to_array(
+                    images.decode(self.root / self.names[i], self.shape[2]), self.shape, self.resize
+                )
             except Exception as error:  # it could be read when the run began
-                raise UserError(f"{shown(self.names[i])} in {self.root} can no longer be read: {reason(error)}") from error
+                raise UserError(
+                    f"{shown(self.names[i])} in {self.root} can no longer be read: {reason(error)}"
+                ) from error
         return {"image": image, "label": self.labels[i]}
 
 
@@ -71,34 +75,51 @@ def folder(
 ) -> Folder:
     """Your own images: the PNG, JPEG, WebP, BMP and GIF files beneath data.folder.
 
-    They are numbered in the natural order of their paths; hidden files and folders are left out. The splits are the
-    subfolders train, val and test, where there is train and one of the others ("test" is val where there is no test); in other
-    folders "test" is one file in 20, by a hash of its path. "all" is all of it.
-    """
+    They are numbered in the natural order of their paths; hidden files and folders are left out.
+    The splits are the subfolders train, val and test, where there is train and one of the others
+    ("test" is val where there is no test); in other folders "test" is one file in 20, by a hash of
+    its path. "all" is all of it."""
     root, shape = existing(folder), tuple(shape)
     if shape[2] not in images.MODES:
         raise UserError(f"images of a folder have 1 or 3 channels, but data.shape is {shape}")
     found = listing(root)
     if not found.names:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.others.most_common(3))
-        raise UserError(f"{root} holds no {', '.join(images.SUFFIXES)} files" + (f", only {kinds}" if kinds else ""))
+        raise UserError(
+            f"{root} holds no {', '.join(images.SUFFIXES)} files"
+            + (f", only {kinds}" if kinds else "")
+        )
     known = scan(root, found.names, found.stats, shape, resize, cache)
     notes = []
     if known.faults:
         which = few(f"{shown(found.names[i])} ({fault})" for i, fault in known.faults.items())
-        complaint = f"{len(known.faults)} of {len(found.names)} files in {root} cannot be read: {which}"
+        complaint = (
+            f"{len(known.faults)} of {len(found.names)} files in {root} cannot be read: {which}"
+        )
         if unreadable == "fail":
-            raise UserError(f"{complaint}; mend or remove them, or leave them out by data.unreadable=skip")
+            raise UserError(
+                f"{complaint}; mend or remove them, or leave them out by data.unreadable=skip"
+            )
         notes.append(f"{complaint}; they are left out")
 
     places = split_up(found)
     kept = {i: place for i, place in enumerate(places) if place and i not in known.faults}
     outside = sum(place is None for place in places)
-    notes += [f"{outside} images lie in none of the splits {', '.join(own_splits(found))} and are left out"] if outside else []
-    words, label_notes = name_labels(root, [found.names[i] for i in kept], list(kept.values()), labels, num_classes)
+    notes += (
+        [
+            f"{outside} images lie in none of the splits {', '.join(own_splits(found))} and are left out"
+        ]
+        if outside
+        else []
+    )
+    words, label_notes = name_labels(
+        root, [found.names[i] for i in kept], list(kept.values()), labels, num_classes
+    )
     classes = sorted(set(words), key=natural)
     number = {word: i for i, word in enumerate(classes)}
-    notes += label_notes + (empty_classes(found, classes) if labels == "folders" and classes else [])
+    notes += label_notes + (
+        empty_classes(found, classes) if labels == "folders" and classes else []
+    )
 
     parts = {"all": list(range(len(kept)))}
     for name in own_splits(found) or ("train", "test"):
@@ -109,7 +130,9 @@ def folder(
         raise UserError(f"{root} has the splits {', '.join(parts)}, not {split!r}")
     chosen, rows = parts[split], np.array(list(kept), np.int64)[parts[split]]
     if not chosen:
-        raise UserError(f"the split {split!r} of the {len(kept)} images in {root} is empty; there is the split 'all', too")
+        raise UserError(
+            f"the split {split!r} of the {len(kept)} images in {root} is empty; there is the split 'all', too"
+        )
     return Folder(
         root=root,
         names=[found.names[i] for i in rows],
@@ -130,7 +153,9 @@ def folder(
 def existing(folder: str) -> pathlib.Path:
     root = pathlib.Path(folder).expanduser()
     if not folder:
-        raise UserError("config.data.folder is empty; it is the folder of the images, as in --config.data.folder=photos")
+        raise UserError(
+            "config.data.folder is empty; it is the folder of the images, as in --config.data.folder=photos"
+        )
     if not root.is_dir():
         raise UserError(f"config.data.folder={folder} is no folder")
     return root
@@ -155,11 +180,16 @@ def listing(root: pathlib.Path) -> Listing:
         else:
             others[os.path.splitext(name)[1].lower() or "nameless"] += 1
     names = sorted(found, key=natural_path)
-    return Listing(names, [found[name] for name in names], sorted(folders, key=natural_path), others)
+    return Listing(
+        names, [found[name] for name in names], sorted(folders, key=natural_path), others
+    )
 
 
-def walk(folder: pathlib.Path, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[os.DirEntry, str]]:
-    """(entry, path beneath the root) of everything in a folder but what is hidden or broken; links are followed, loops not."""
+def walk(
+    folder: pathlib.Path, prefix: str, above: tuple[str, ...]
+) -> Iterator[tuple[os.DirEntry, str]]:
+    """(entry, path beneath the root) of everything in a folder but what is hidden or broken; links
+    are followed, loops not."""
     try:
         with os.scandir(folder) as entries:
             entries = list(entries)
@@ -177,7 +207,8 @@ def walk(folder: pathlib.Path, prefix: str, above: tuple[str, ...]) -> Iterator[
 
 
 def natural(name: str) -> tuple:
-    """A key by which "2" comes before "10". Text is compared by code points, in Unicode's normal form C."""
+    """A key by which "2" comes before "10". Text is compared by code points, in Unicode's normal
+    form C."""
     parts = re.split(r"(\d+)", unicodedata.normalize("NFC", name))  # text and digits in turn
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
@@ -189,7 +220,9 @@ def natural_path(name: str) -> list:
 def few(items: Iterable[str]) -> str:
     """The first NAMED of them."""
     items = list(items)
-    return ", ".join(items[:NAMED]) + (f", and {len(items) - NAMED} more" if len(items) > NAMED else "")
+    return ", ".join(items[:NAMED]) + (
+        f", and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    )
 
 
 class Place(NamedTuple):
@@ -213,22 +246,32 @@ def split_up(found: Listing) -> list[Place | None]:
 
 
 def held_out(name: str) -> bool:
-    """Whether a file is one of every HELD_OUT: by a hash of its path, so that files that come and go move no other."""
-    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")).digest()
+    """Whether a file is one of every HELD_OUT: by a hash of its path, so that files that come and
+    go move no other."""
+    digest = hashlib.sha256(
+        unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
+    ).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT == 0
 
 
 def name_labels(
     root: pathlib.Path, names: Sequence[str], places: Sequence[Place], rule: str, num_classes: int
 ) -> tuple[list[str], list[str]]:
-    """(the label of every file, none where the rule gives none; what to say about it). UserError where some lack one."""
+    """(the label of every file, none where the rule gives none; what to say about it). UserError
+    where some lack one."""
     if rule == "none":
         return [], []
     if rule == "folders":
-        words = [first if rest else None for first, _, rest in (place.path.partition("/") for place in places)]
+        words = [
+            first if rest else None
+            for first, _, rest in (place.path.partition("/") for place in places)
+        ]
         if not num_classes and None in words:
             return [], []
-        wanted, notes = "a folder of its class; data.labels=prefix, none or a CSV file are other ways", []
+        wanted, notes = (
+            "a folder of its class; data.labels=prefix, none or a CSV file are other ways",
+            [],
+        )
     elif rule == "prefix":
         cut = [name.rpartition("/")[2].partition("_") for name in names]
         words = [label if underscore else None for label, underscore, _ in cut]
@@ -237,23 +280,36 @@ def name_labels(
         table = read_table(root, rule)
         words = [table.pop(unicodedata.normalize("NFC", name), None) for name in names]
         wanted = f"a line in {rule}, by its path beneath {root}"
-        notes = [f"{len(table)} lines of {rule} name no image that is read: {few(table)}"] if table else []
+        notes = (
+            [f"{len(table)} lines of {rule} name no image that is read: {few(table)}"]
+            if table
+            else []
+        )
     lacking = [shown(name) for name, word in zip(names, words, strict=True) if not word]
     if lacking:
-        raise UserError(f"{len(lacking)} of {len(names)} images have no label, which needs {wanted}: {few(lacking)}")
+        raise UserError(
+            f"{len(lacking)} of {len(names)} images have no label, which needs {wanted}: {few(lacking)}"
+        )
     return [word for word in words if word], notes
 
 
 def read_table(root: pathlib.Path, path: str) -> dict[str, str]:
-    """file -> label, from a CSV of these two columns. A first line that names both `file` and `label` says which is which."""
+    """file -> label, from a CSV of these two columns. A first line that names both `file` and
+    `label` says which is which."""
     for candidate in (pathlib.Path(path).expanduser(), root / path):
         if candidate.is_file():
             break
     else:
-        raise UserError(f"config.data.labels must be folders, prefix, none or a CSV file, but there is no {path!r}")
+        raise UserError(
+            f"config.data.labels must be folders, prefix, none or a CSV file, but there is no {path!r}"
+        )
     try:
         with candidate.open(newline="", encoding="utf-8-sig") as file:
-            lines = [(number, [cell.strip() for cell in line]) for number, line in enumerate(csv.reader(file), 1) if line]
+            lines = [
+                (number, [cell.strip() for cell in line])
+                for number, line in enumerate(csv.reader(file), 1)
+                if line
+            ]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{candidate} cannot be read as a CSV file in UTF-8: {error}") from None
     head = [cell.lower() for cell in lines[0][1]] if lines else []
@@ -263,8 +319,13 @@ def read_table(root: pathlib.Path, path: str) -> dict[str, str]:
     table = {}
     for number, cells in lines:
         if len(cells) <= max(columns) or not cells[columns[1]]:
-            raise UserError(f"line {number} of {candidate} must be a file and its label, as in cat/1.png,cat")
-        name, label = unicodedata.normalize("NFC", cells[columns[0]]).removeprefix("./"), cells[columns[1]]
+            raise UserError(
+                f"line {number} of {candidate} must be a file and its label, as in cat/1.png,cat"
+            )
+        name, label = (
+            unicodedata.normalize("NFC", cells[columns[0]]).removeprefix("./"),
+            cells[columns[1]],
+        )
         if table.setdefault(name, label) != label:
             raise UserError(f"{candidate} gives {name} two labels: {table[name]} and {label}")
     return table
@@ -273,6 +334,15 @@ def read_table(root: pathlib.Path, path: str) -> dict[str, str]:
 def empty_classes(found: Listing, classes: list[str]) -> list[str]:
     """What to say about subfolders that would be classes if they held an image that can be read."""
     prefixes = tuple(f"{name}/" for name in own_splits(found)) or ("",)
-    places = {folder.removeprefix(prefix) for folder in found.folders for prefix in prefixes if folder.startswith(prefix)}
+    places = {
+        folder.removeprefix(prefix)
+        for folder in found.folders
+        for prefix in prefixes
+        if folder.startswith(prefix)
+    }
     empty = sorted({name for name in places if "/" not in name} - set(classes), key=natural)
-    return [f"no class, since they hold no image that can be read: {few(map(shown, empty))}"] if empty else []
+    return (
+        [f"no class, since they hold no image that can be read: {few(map(shown, empty))}"]
+        if empty
+        else []
+    )

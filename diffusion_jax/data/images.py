@@ -11,11 +11,12 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def decode(path: pathlib.Path, channels: int) -> Image.Image:
-    """The first frame of a file, upright as its EXIF orientation says, in mode L (one channel) or RGB (three).
+    """The first frame of a file, upright as its EXIF orientation says, in mode L (one channel) or
+    RGB (three).
 
-    Transparent pixels lie on white. 16 bits become 8 by scaling. Palettes, CMYK and the like become RGB, and colours gray by
-    their luma (ITU-R 601). Raises one of Pillow's many exceptions where the file is none of FORMATS or damaged.
-    """
+    Transparent pixels lie on white. 16 bits become 8 by scaling. Palettes, CMYK and the like become
+    RGB, and colours gray by their luma (ITU-R 601). Raises one of Pillow's many exceptions where
+    the file is none of FORMATS or damaged."""
     with Image.open(path, formats=FORMATS) as file:
         file.load()
         image = ImageOps.exif_transpose(file)
@@ -27,23 +28,28 @@ def decode(path: pathlib.Path, channels: int) -> Image.Image:
 
 
 def halved(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The means of 2 x 2 pixels, again and again while both sides are at least twice those asked for."""
+    """The means of 2 x 2 pixels, again and again while both sides are at least twice those asked
+    for."""
     while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     return image
 
 
 def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Halved, brought by cubic interpolation to the least size that covers height x width, and its middle cut out (ADM)."""
+    """Halved, brought by cubic interpolation to the least size that covers height x width, and its
+    middle cut out (ADM)."""
     image = halved(image, height, width)
     scale = max(height / image.height, width / image.width)
     w, h = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     left, top = (w - width) // 2, (h - height) // 2
-    return image.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+    return image.resize((w, h), Image.Resampling.BICUBIC).crop(
+        (left, top, left + width, top + height)
+    )
 
 
 def stretch(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Halved and brought by cubic interpolation to height x width, whatever that does to its proportions."""
+    """Halved and brought by cubic interpolation to height x width, whatever that does to its
+    proportions."""
     return halved(image, height, width).resize((width, height), Image.Resampling.BICUBIC)
 
 

@@ -3,7 +3,7 @@
 import grain
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 ENDLESS = 2**60  # examples
 
@@ -16,25 +16,38 @@ class Flip(grain.transforms.RandomMap):
 
 
 def training_batches(
-    source, batch_size: int, seed: int, flip: bool = False, process: int = 0, processes: int = 1, epochs: int | None = None
+    source,
+    batch_size: int,
+    seed: int,
+    flip: bool = False,
+    process: int = 0,
+    processes: int = 1,
+    epochs: int | None = None,
 ):
-    """An iterator of batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, newly shuffled every epoch; None is endless.
+    """An iterator of batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, newly shuffled
+    every epoch; None is endless.
 
-    There is one stream of examples, epoch after epoch, cut into batches of batch_size; a batch may end one epoch and begin the
-    next. Process p takes the p-th of `processes` equal parts of every batch, so that together they read what one process
-    alone would, in its order. Only the very last batch of a number of epochs is smaller; its parts then are not equal.
-    `get_state()` is a small dict of numbers from which `set_state()` continues with the very next batch, also on another
-    number of processes.
-    """
+    There is one stream of examples, epoch after epoch, cut into batches of batch_size; a batch may
+    end one epoch and begin the next. Process p takes the p-th of `processes` equal parts of every
+    batch, so that together they read what one process alone would, in its order. Only the very last
+    batch of a number of epochs is smaller; its parts then are not equal. `get_state()` is a small
+    dict of numbers from which `set_state()` continues with the very next batch, also on another
+    number of processes."""
     if batch_size % processes:
-        raise UserError(f"training.batch_size={batch_size} is not divisible by {processes} processes")
+        raise UserError(
+            f"training.batch_size={batch_size} is not divisible by {processes} processes"
+        )
     share = batch_size // processes
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
-    stream = stream.random_map(Flip()) if flip else stream  # before the parts: a flip is the example's, not the process's
+    stream = (
+        stream.random_map(Flip()) if flip else stream
+    )  # before the parts: a flip is the example's, not the process's
     length = ENDLESS if epochs is None else own_length(len(stream), batch_size, process, processes)
     number = lambda i: i // share * batch_size + process * share + i % share
     own = grain.MapDataset.range(length).map(lambda i: stream[number(i)])
-    return iter(own.batch(share).to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+    return iter(
+        own.batch(share).to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
+    )
 
 
 def own_length(total: int, batch_size: int, process: int, processes: int) -> int:

@@ -1,7 +1,7 @@
 """Every image file decoded once: its size or its fault is remembered, on request its pixels, too.
 
-What is remembered lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/data/<hash of the files' names, sizes and times>.
-"""
+What is remembered lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/data/<hash of the files'
+names, sizes and times>."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,8 @@ import numpy as np
 import tqdm
 from PIL import UnidentifiedImageError
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import images
-from diffusion_jax.errors import UserError
 
 VERSION = 1  # of what is remembered; another decoder or another way to resize is another version
 CHUNK = 1024  # files under way at a time
@@ -33,25 +33,39 @@ class Scan(NamedTuple):
 
 
 def memory(kind: str = "data") -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "diffusion_jax" / kind
+    return (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        / "diffusion_jax"
+        / kind
+    )
 
 
 def fingerprint(root: pathlib.Path, names: Sequence[str], stats: Sequence[os.stat_result]) -> str:
-    """A hash that changes where any file does: of the folder and of the names, sizes and times of its files."""
+    """A hash that changes where any file does: of the folder and of the names, sizes and times of
+    its files."""
     found = hashlib.sha256(f"{VERSION}\0".encode() + os.fsencode(root.resolve()))
     for name, stat in zip(names, stats, strict=True):
-        found.update(os.fsencode(name) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode())
+        found.update(
+            os.fsencode(name)
+            + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode()
+        )
     return found.hexdigest()[:32]
 
 
-def scan(root: pathlib.Path, names: Sequence[str], stats, shape: tuple[int, ...], resize: str, keep: bool) -> Scan:
-    """What is known of the files `names` in root, from memory or by decoding all of them. keep: their pixels as well.
+def scan(
+    root: pathlib.Path, names: Sequence[str], stats, shape: tuple[int, ...], resize: str, keep: bool
+) -> Scan:
+    """What is known of the files `names` in root, from memory or by decoding all of them. keep:
+    their pixels as well.
 
-    Raises UserError where the pixels cannot be kept, and where `resize` is none and a size does not match.
-    """
+    Raises UserError where the pixels cannot be kept, and where `resize` is none and a size does not
+    match."""
     folder = memory() / fingerprint(root, names, stats)
     index, store = folder / "index.json", folder / f"{'x'.join(map(str, shape))}-{resize}.npy"
-    known, pixels = read_index(index, len(names)), read_pixels(store, (len(names), *shape)) if keep else None
+    known, pixels = (
+        read_index(index, len(names)),
+        read_pixels(store, (len(names), *shape)) if keep else None,
+    )
     if known is None or (keep and pixels is None):
         try:
             with contextlib.ExitStack() as stack:
@@ -63,7 +77,9 @@ def scan(root: pathlib.Path, names: Sequence[str], stats, shape: tuple[int, ...]
                 check_sizes(names, known.sizes, shape, resize)
             pixels = read_pixels(store, (len(names), *shape)) if keep else None
         except OSError as error:
-            raise UserError(f"data.cache=true, but {folder} cannot be written: {error.strerror or error}") from None
+            raise UserError(
+                f"data.cache=true, but {folder} cannot be written: {error.strerror or error}"
+            ) from None
     check_sizes(names, known.sizes, shape, resize)
     return known._replace(pixels=pixels)
 
@@ -73,7 +89,13 @@ def read_index(path: pathlib.Path, count: int) -> Scan | None:
         stored = json.loads(path.read_text())
         sizes = np.array(stored["sizes"], np.int64).reshape(count, 2)
         return Scan(sizes, {int(i): fault for i, fault in stored["faults"].items()}, None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or damaged: made anew
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # none there, or damaged: made anew
         return None
 
 
@@ -105,8 +127,11 @@ def remember(index: pathlib.Path, known: Scan) -> None:
             file.write(json.dumps({"sizes": known.sizes.tolist(), "faults": known.faults}).encode())
 
 
-def decode_all(root: pathlib.Path, names: Sequence[str], shape: tuple[int, ...], resize: str, out=None) -> Scan:
-    """Decodes every file, and writes to `out` the .npy of their pixels, in which those that cannot be read are 0."""
+def decode_all(
+    root: pathlib.Path, names: Sequence[str], shape: tuple[int, ...], resize: str, out=None
+) -> Scan:
+    """Decodes every file, and writes to `out` the .npy of their pixels, in which those that cannot
+    be read are 0."""
     if out:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
         np.lib.format.write_array_header_1_0(out, header)
@@ -121,7 +146,14 @@ def decode_all(root: pathlib.Path, names: Sequence[str], shape: tuple[int, ...],
             return (0, 0), None, reason(error)
 
     sizes, faults = [], {}
-    bar = tqdm.tqdm(total=len(names), unit="file", desc="reading every image once", delay=2, leave=False, disable=None)
+    bar = tqdm.tqdm(
+        total=len(names),
+        unit="file",
+        desc="reading every image once",
+        delay=2,
+        leave=False,
+        disable=None,
+    )
     with bar, ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(names), CHUNK):
             for size, pixels, fault in threads.map(look, names[start : start + CHUNK]):
@@ -143,8 +175,11 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def check_sizes(names: Sequence[str], sizes: np.ndarray, shape: tuple[int, ...], resize: str) -> None:
-    """Raises UserError where images stay as they are and one has another size than data.shape says."""
+def check_sizes(
+    names: Sequence[str], sizes: np.ndarray, shape: tuple[int, ...], resize: str
+) -> None:
+    """Raises UserError where images stay as they are and one has another size than data.shape
+    says."""
     wrong = np.flatnonzero(((sizes != shape[:2]) & (sizes > 0)).any(1))
     if resize == "none" and len(wrong):
         (h, w), name = sizes[wrong[0]], shown(names[int(wrong[0])])

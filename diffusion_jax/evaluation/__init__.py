@@ -1,1 +1,2 @@
-"""Numbers for samples: the Inception network's features, Fréchet distances and metrics of feature matrices."""
+"""Numbers for samples: the Inception network's features, Fréchet distances and metrics of feature
+matrices."""

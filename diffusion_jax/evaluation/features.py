@@ -1,9 +1,9 @@
 """Feature functions: they turn images into the vectors that sets of images are compared by.
 
-Inception's are the field's. They see little in images far from ImageNet's: for such, name another entry of FEATURES or a
-Python file of your own as config.evaluation.features. The file defines `features(images)`, uint8 [B, H, W, C] -> [B, D],
-and may define `spatial(images)` -> [B, E] and `probabilities(images)` -> [B, K], of K classes, for the Inception Score.
-"""
+Inception's are the field's. They see little in images far from ImageNet's: for such, name another
+entry of FEATURES or a Python file of your own as config.evaluation.features. The file defines
+`features(images)`, uint8 [B, H, W, C] -> [B, D], and may define `spatial(images)` -> [B, E] and
+`probabilities(images)` -> [B, K], of K classes, for the Inception Score."""
 
 import functools
 import hashlib
@@ -15,12 +15,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from diffusion_jax.core.errors import UserError, nearest
 from diffusion_jax.data import sources
-from diffusion_jax.errors import UserError, nearest
+from diffusion_jax.devices.parallel import map_examples, place
 from diffusion_jax.evaluation import inception
 from diffusion_jax.evaluation.metrics import softmax
-from diffusion_jax.training.parallel import map_examples, place
-from diffusion_jax.weights import fingerprint
+from diffusion_jax.interop.weights import fingerprint
 
 KINDS = ("features", "spatial", "probabilities")
 
@@ -28,9 +28,9 @@ KINDS = ("features", "spatial", "probabilities")
 class Features(NamedTuple):
     """A feature function.
 
-    apply: uint8 [B, H, W, C] -> {"features": [B, D]} and, where there are any, "spatial" [B, E] and "probabilities" [B, K],
-    float32. record: what tells its vectors from those of another: name, preprocessing and a hash of the weights.
-    """
+    apply: uint8 [B, H, W, C] -> {"features": [B, D]} and, where there are any, "spatial" [B, E] and
+    "probabilities" [B, K], float32. record: what tells its vectors from those of another: name,
+    preprocessing and a hash of the weights."""
 
     apply: Callable[[np.ndarray], dict[str, np.ndarray]]
     record: dict
@@ -41,7 +41,8 @@ class Features(NamedTuple):
 
 
 def inception_network(weights: str = "") -> Features:
-    """FID's network of 2015, 2048 features, on all devices; sFID's 2023; class probabilities where the file has logits."""
+    """FID's network of 2015, 2048 features, on all devices; sFID's 2023; class probabilities where
+    the file has logits."""
     tensors = inception.read(inception.find(weights))
     host, logits = inception.to_params(tensors), inception.logits(tensors)
     params = place(jax.tree.map(np.asarray, host))
@@ -58,20 +59,27 @@ def inception_network(weights: str = "") -> Features:
 
 
 def digits_network(weights: str = "") -> Features:
-    """64 features of 8 x 8 digits: the hidden layer of a classifier that scikit-learn trains on the real ones, in seconds."""
+    """64 features of 8 x 8 digits: the hidden layer of a classifier that scikit-learn trains on the
+    real ones, in seconds."""
     if weights:
-        raise UserError("config.evaluation.weights are those of inception; the digits' network trains its own")
+        raise UserError(
+            "config.evaluation.weights are those of inception; the digits' network trains its own"
+        )
     parameters = _trained_on_digits()
 
     def apply(images):
         (w1, b1), (w2, b2) = parameters
         if images.shape[1:] != (8, 8, 1):
-            raise UserError(f"the digits' features are of 8 x 8 x 1 images, not {' x '.join(map(str, images.shape[1:]))}")
+            raise UserError(
+                f"the digits' features are of 8 x 8 x 1 images, not {' x '.join(map(str, images.shape[1:]))}"
+            )
         hidden = np.maximum(images.reshape(len(images), -1) / 255.0 @ w1 + b1, 0.0)
         return {"features": hidden, "probabilities": softmax(hidden @ w2 + b2)}
 
     rounded = jax.tree.map(lambda a: a.astype(np.float32), parameters)
-    return Features(apply, {"features": "digits", "preprocessing": "x / 255", "weights": fingerprint(rounded)})
+    return Features(
+        apply, {"features": "digits", "preprocessing": "x / 255", "weights": fingerprint(rounded)}
+    )
 
 
 @functools.cache
@@ -93,7 +101,8 @@ def pixels(weights: str = "") -> Features:
 
 
 def from_file(path: pathlib.Path) -> Features:
-    """The functions of a user's Python file. UserError where it has no `features` or they return what they should not."""
+    """The functions of a user's Python file. UserError where it has no `features` or they return
+    what they should not."""
     try:
         found = runpy.run_path(str(path))
     except Exception as error:
@@ -106,21 +115,28 @@ def from_file(path: pathlib.Path) -> Features:
         made = {name: np.asarray(function(images)) for name, function in functions.items()}
         for name, array in made.items():
             if array.ndim != 2 or len(array) != len(images):
-                raise UserError(f"{name} of {path} must return [{len(images)}, D], not {list(array.shape)}")
+                raise UserError(
+                    f"{name} of {path} must return [{len(images)}, D], not {list(array.shape)}"
+                )
         return made
 
-    return Features(apply, {"features": str(path), "weights": hashlib.sha256(path.read_bytes()).hexdigest()})
+    return Features(
+        apply, {"features": str(path), "weights": hashlib.sha256(path.read_bytes()).hexdigest()}
+    )
 
 
 FEATURES = {"inception": inception_network, "digits": digits_network, "pixels": pixels}
 
 
 def load(name: str, weights: str = "") -> Features:
-    """The feature function config.evaluation.features names: an entry of FEATURES, or a Python file. weights: Inception's."""
+    """The feature function config.evaluation.features names: an entry of FEATURES, or a Python
+    file. weights: Inception's."""
     if name.endswith(".py"):
         if not pathlib.Path(name).is_file():
             raise UserError(f"config.evaluation.features={name}: there is no such file")
         return from_file(pathlib.Path(name))
     if name not in FEATURES:
-        raise UserError(f"config.evaluation.features has no {name!r}; {nearest(name, FEATURES)}, or the path of a .py file")
+        raise UserError(
+            f"config.evaluation.features has no {name!r}; {nearest(name, FEATURES)}, or the path of a .py file"
+        )
     return FEATURES[name](weights)

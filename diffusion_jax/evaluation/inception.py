@@ -1,9 +1,10 @@
-"""The Inception network that FID is defined with: the TensorFlow graph of 2015-12-05 up to its 2048 pooled features.
+"""The Inception network that FID is defined with: the TensorFlow graph of 2015-12-05 up to its 2048
+pooled features.
 
-FID: Heusel et al. 2017; the network: Szegedy et al. 2016, as that graph has it. Its average pools do not count the padding,
-its last block pools by maximum; its batch norms, with epsilon 1e-3 and no gamma, are folded into the convolutions here.
-Layers have the graph's names, dots in place of slashes: mixed_4.tower_1.conv_3.
-"""
+FID: Heusel et al. 2017; the network: Szegedy et al. 2016, as that graph has it. Its average pools
+do not count the padding, its last block pools by maximum; its batch norms, with epsilon 1e-3 and no
+gamma, are folded into the convolutions here. Layers have the graph's names, dots in place of
+slashes: mixed_4.tower_1.conv_3."""
 
 import hashlib
 import http.client
@@ -19,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError
-from diffusion_jax.generate import make_folder
-from diffusion_jax.types import PyTree
-from diffusion_jax.weights import Tensors, read_checkpoint
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import make_folder
+from diffusion_jax.core.types import PyTree
+from diffusion_jax.interop.weights import Tensors, read_checkpoint
 
 SIZE = 299  # pixels, height and width of the network's input
 EPSILON = 1e-3  # of the batch norms
@@ -38,17 +39,19 @@ WAYS = (
 
 
 class Activations(NamedTuple):
-    """pool: float32 [B, 2048], FID's. spatial: float32 [B, 2023], sFID's (Nash et al. 2021), as ADM computes it."""
+    """pool: float32 [B, 2048], FID's. spatial: float32 [B, 2023], sFID's (Nash et al. 2021), as ADM
+    computes it."""
 
     pool: jax.Array
     spatial: jax.Array
 
 
 def resize(images, size: int = SIZE) -> jax.Array:
-    """[B, H, W, C] -> float32 [B, size, size, C] by TensorFlow 1's bilinear resize: output i is the input at i * in / out.
+    """[B, H, W, C] -> float32 [B, size, size, C] by TensorFlow 1's bilinear resize: output i is the
+    input at i * in / out.
 
-    Corners are not aligned, pixels have no half-pixel centres, and nothing is smoothed before it is shrunk.
-    """
+    Corners are not aligned, pixels have no half-pixel centres, and nothing is smoothed before it is
+    shrunk."""
     x = jnp.asarray(images, jnp.float32)
     for axis in (2, 1):
         length = x.shape[axis]
@@ -74,13 +77,20 @@ def join(*branches) -> jax.Array:
     return jnp.concatenate(branches, axis=-1)
 
 
-def conv(x, name: str, features: int, kernel=(1, 1), stride: int = 1, padding: str = "SAME") -> jax.Array:
+def conv(
+    x, name: str, features: int, kernel=(1, 1), stride: int = 1, padding: str = "SAME"
+) -> jax.Array:
     """Convolution and ReLU in full float32, which GPUs and TPUs would round otherwise."""
-    return nn.relu(nn.Conv(features, kernel, stride, padding, precision=jax.lax.Precision.HIGHEST, name=name)(x))
+    return nn.relu(
+        nn.Conv(features, kernel, stride, padding, precision=jax.lax.Precision.HIGHEST, name=name)(
+            x
+        )
+    )
 
 
 def tower(x, name: str, *layers, shrink: bool = False) -> jax.Array:
-    """Convolutions in turn, each (features, kernel); where it shrinks, the last one halves the image."""
+    """Convolutions in turn, each (features, kernel); where it shrinks, the last one halves the
+    image."""
     for i, (features, kernel) in enumerate(layers):
         stride, padding = (2, "VALID") if shrink and i == len(layers) - 1 else (1, "SAME")
         x = conv(x, f"{name}.conv_{i}" if i else f"{name}.conv", features, kernel, stride, padding)
@@ -110,7 +120,9 @@ def block17(x, name: str, n: int) -> jax.Array:
 
 def block8(x, name: str, pooled) -> jax.Array:
     """8 x 8 pixels. pooled: x after the block's pool."""
-    fork = lambda x, name: join(conv(x, f"{name}_conv", 384, (1, 3)), conv(x, f"{name}_conv_1", 384, (3, 1)))
+    fork = lambda x, name: join(
+        conv(x, f"{name}_conv", 384, (1, 3)), conv(x, f"{name}_conv_1", 384, (3, 1))
+    )
     double = conv(conv(x, f"{name}.tower_1_conv", 448), f"{name}.tower_1_conv_1", 384, (3, 3))
     return join(
         conv(x, f"{name}.conv", 320),
@@ -149,7 +161,15 @@ class Inception(nn.Module):
         x = block17(x, "mixed_7", 192)
         x = join(
             tower(x, "mixed_8.tower", (192, (1, 1)), (320, (3, 3)), shrink=True),
-            tower(x, "mixed_8.tower_1", (192, (1, 1)), (192, (1, 7)), (192, (7, 1)), (192, (3, 3)), shrink=True),
+            tower(
+                x,
+                "mixed_8.tower_1",
+                (192, (1, 1)),
+                (192, (1, 7)),
+                (192, (7, 1)),
+                (192, (3, 3)),
+                shrink=True,
+            ),
             max_pool(x, 2, "VALID"),
         )
 
@@ -159,12 +179,15 @@ class Inception(nn.Module):
 
 
 def prepare(images) -> jax.Array:
-    """uint8 images [B, H, W, 1 or 3] of any size -> the network's input; grayscale is repeated to three channels.
+    """uint8 images [B, H, W, 1 or 3] of any size -> the network's input; grayscale is repeated to
+    three channels.
 
     Raises UserError for images of another kind.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(f"Inception takes uint8 images [B, H, W, 1 or 3], not {images.dtype} {list(images.shape)}")
+        raise UserError(
+            f"Inception takes uint8 images [B, H, W, 1 or 3], not {images.dtype} {list(images.shape)}"
+        )
     x = (resize(images) - 128.0) / 128.0
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
 
@@ -173,8 +196,8 @@ def prepare(images) -> jax.Array:
 def activations(params: PyTree, images) -> Activations:
     """The network's features of `images`, as `prepare` takes them.
 
-    params: from `load`. They are an argument for the compiler's sake, which stalls over them as constants.
-    """
+    params: from `load`. They are an argument for the compiler's sake, which stalls over them as
+    constants."""
     return cast(Activations, Inception().apply({"params": params}, prepare(images)))
 
 
@@ -191,12 +214,33 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return {layer: arrays["kernel"].shape for layer, arrays in params.items()}
 
 
-STEM = {"conv": "1a_3x3", "conv_1": "2a_3x3", "conv_2": "2b_3x3", "conv_3": "3b_1x1", "conv_4": "4a_3x3"}
+STEM = {
+    "conv": "1a_3x3",
+    "conv_1": "2a_3x3",
+    "conv_2": "2b_3x3",
+    "conv_3": "3b_1x1",
+    "conv_4": "4a_3x3",
+}
 BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
-BRANCHES_35 = {"conv": "branch1x1", "tower": "branch5x5", "tower_1": "branch3x3dbl", "tower_2": "branch_pool"}
-BRANCHES_17 = {"conv": "branch1x1", "tower": "branch7x7", "tower_1": "branch7x7dbl", "tower_2": "branch_pool"}
-BRANCHES = {"6a": {"conv": "branch3x3", "tower": "branch3x3dbl"}, "7a": {"tower": "branch3x3", "tower_1": "branch7x7x3"}}
-BRANCHES |= dict.fromkeys(("5b", "5c", "5d"), BRANCHES_35) | dict.fromkeys(("6b", "6c", "6d", "6e"), BRANCHES_17)
+BRANCHES_35 = {
+    "conv": "branch1x1",
+    "tower": "branch5x5",
+    "tower_1": "branch3x3dbl",
+    "tower_2": "branch_pool",
+}
+BRANCHES_17 = {
+    "conv": "branch1x1",
+    "tower": "branch7x7",
+    "tower_1": "branch7x7dbl",
+    "tower_2": "branch_pool",
+}
+BRANCHES = {
+    "6a": {"conv": "branch3x3", "tower": "branch3x3dbl"},
+    "7a": {"tower": "branch3x3", "tower_1": "branch7x7x3"},
+}
+BRANCHES |= dict.fromkeys(("5b", "5c", "5d"), BRANCHES_35) | dict.fromkeys(
+    ("6b", "6c", "6d", "6e"), BRANCHES_17
+)
 LAYERS_8 = {"conv": "branch1x1", "tower_conv": "branch3x3_1", "tower_2_conv": "branch_pool"}
 LAYERS_8 |= {"tower_mixed_conv": "branch3x3_2a", "tower_mixed_conv_1": "branch3x3_2b"}
 LAYERS_8 |= {"tower_1_conv": "branch3x3dbl_1", "tower_1_conv_1": "branch3x3dbl_2"}
@@ -218,11 +262,11 @@ def torch_name(layer: str) -> str:
 
 
 def to_params(tensors: Tensors) -> PyTree:
-    """The arrays of a file, named as in the graph or as in torchvision, -> the parameters of `Inception`, float32.
+    """The arrays of a file, named as in the graph or as in torchvision, -> the parameters of
+    `Inception`, float32.
 
-    Kernels in the file are [out, in, height, width]. Raises UserError naming arrays that are missing or of another shape;
-    others, such as those of the classifier, are left aside.
-    """
+    Kernels in the file are [out, in, height, width]. Raises UserError naming arrays that are
+    missing or of another shape; others, such as those of the classifier, are left aside."""
     parts = {
         "weight": "conv.weight",
         "gamma": "bn.weight",
@@ -240,7 +284,9 @@ def to_params(tensors: Tensors) -> PyTree:
         name = name_of(layer, part)
         if name not in tensors or tensors[name].shape != shape:
             found = f"of shape {list(tensors[name].shape)}" if name in tensors else "missing"
-            raise UserError(f"these are not the weights of FID's Inception network: {name} {list(shape)} is {found}")
+            raise UserError(
+                f"these are not the weights of FID's Inception network: {name} {list(shape)} is {found}"
+            )
         return tensors[name].astype(np.float64)
 
     params = {}
@@ -249,12 +295,16 @@ def to_params(tensors: Tensors) -> PyTree:
         beta, mean, var = (get(layer, part, (outputs,)) for part in ("beta", "mean", "var"))
         gamma = get(layer, "gamma", (outputs,)) if name_of(layer, "gamma") in tensors else 1.0
         scale = gamma / np.sqrt(var + EPSILON)
-        params[layer] = {"kernel": np.float32(kernel * scale), "bias": np.float32(beta - mean * scale)}
+        params[layer] = {
+            "kernel": np.float32(kernel * scale),
+            "bias": np.float32(beta - mean * scale),
+        }
     return params
 
 
 def logits(tensors: Tensors) -> np.ndarray | None:
-    """[2048, 1008] of the graph's classifier, whose bias the Inception Score leaves out; None where the file has none."""
+    """[2048, 1008] of the graph's classifier, whose bias the Inception Score leaves out; None where
+    the file has none."""
     found = [array for array in tensors.values() if array.shape == (1008, 2048)]
     return found[0].astype(np.float32).T if len(found) == 1 else None
 
@@ -266,19 +316,28 @@ class _Module:
         pass
 
 
-DTYPES = {"FloatStorage": "<f4", "HalfStorage": "<f2", "DoubleStorage": "<f8", "LongStorage": "<i8", "IntStorage": "<i4"}
+DTYPES = {
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "DoubleStorage": "<f8",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+}
 
 
 def _tensor(storage: np.ndarray, offset: int, shape, strides, *rest) -> np.ndarray:
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if min(offset, *shape, *strides, 0) < 0 or last >= len(storage):
         raise pickle.UnpicklingError("a tensor lies outside its storage")
-    view = np.lib.stride_tricks.as_strided(storage[offset:], shape, [stride * storage.itemsize for stride in strides])
+    view = np.lib.stride_tricks.as_strided(
+        storage[offset:], shape, [stride * storage.itemsize for stride in strides]
+    )
     return view.copy()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Rebuilds tensors, modules without their code, lists and dicts; whatever else a pickle names is refused."""
+    """Rebuilds tensors, modules without their code, lists and dicts; whatever else a pickle names
+    is refused."""
 
     def __init__(self, archive: zipfile.ZipFile, name: str):
         super().__init__(archive.open(name))
@@ -291,7 +350,10 @@ class _Unpickler(pickle.Unpickler):
             return name
         if module == "torch.jit._pickle":
             return lambda value, *rest: value
-        known = {("torch._utils", "_rebuild_tensor_v2"): _tensor, ("collections", "OrderedDict"): dict}
+        known = {
+            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+            ("collections", "OrderedDict"): dict,
+        }
         if (module, name) not in known:
             raise pickle.UnpicklingError(f"unexpected {module}.{name}")
         return known[module, name]
@@ -309,7 +371,8 @@ def is_torchscript(path: pathlib.Path) -> bool:
 
 
 def read_torchscript(path: pathlib.Path) -> Tensors:
-    """The tensors of a TorchScript file by their dotted names, read as data: nothing in it is run, and torch is not needed."""
+    """The tensors of a TorchScript file by their dotted names, read as data: nothing in it is run,
+    and torch is not needed."""
     arrays = {}
 
     def walk(module, prefix):
@@ -326,7 +389,8 @@ def read_torchscript(path: pathlib.Path) -> Tensors:
 
 
 def read(path: str | pathlib.Path) -> Tensors:
-    """The arrays of an NPZ, of a TorchScript file, or of what `weights.read_checkpoint` reads. Raises UserError."""
+    """The arrays of an NPZ, of a TorchScript file, or of what `weights.read_checkpoint` reads.
+    Raises UserError."""
     path = pathlib.Path(path)
     try:
         if path.suffix == ".npz":
@@ -335,12 +399,15 @@ def read(path: str | pathlib.Path) -> Tensors:
         if is_torchscript(path):
             return read_torchscript(path)
     except Exception as error:  # a damaged file has many ways to fail
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:160] or type(error).__name__}") from None
+        raise UserError(
+            f"{path} cannot be read: {' '.join(str(error).split())[:160] or type(error).__name__}"
+        ) from None
     return read_checkpoint(path)
 
 
 def fetch(path: pathlib.Path, url: str = URL) -> pathlib.Path:
-    """Downloads pytorch-fid's file of weights to `path`, whole or not at all, its SHA-256 checked; returns the path."""
+    """Downloads pytorch-fid's file of weights to `path`, whole or not at all, its SHA-256 checked;
+    returns the path."""
     digest, partial = hashlib.sha256(), path.with_name(f"{path.name}.{os.getpid()}.partial")
     make_folder(path.parent)
     try:
@@ -349,17 +416,22 @@ def fetch(path: pathlib.Path, url: str = URL) -> pathlib.Path:
                 digest.update(chunk)
                 target.write(chunk)
         if not path.stem.endswith(f"-{digest.hexdigest()[:8]}"):
-            raise UserError(f"{url} has the SHA-256 {digest.hexdigest()}, not that of its name; {WAYS}")
+            raise UserError(
+                f"{url} has the SHA-256 {digest.hexdigest()}, not that of its name; {WAYS}"
+            )
         os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"the Inception network's weights cannot be fetched ({error}); {WAYS}") from None
+        raise UserError(
+            f"the Inception network's weights cannot be fetched ({error}); {WAYS}"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
 def find(path: str | pathlib.Path = "") -> pathlib.Path:
-    """The file of weights: `path`, else the environment's DIFFUSION_JAX_INCEPTION, else pytorch-fid's, fetched into ~/.cache.
+    """The file of weights: `path`, else the environment's DIFFUSION_JAX_INCEPTION, else
+    pytorch-fid's, fetched into ~/.cache.
 
     Raises UserError, which names the ways to get one, where there is none.
     """
@@ -373,5 +445,6 @@ def find(path: str | pathlib.Path = "") -> pathlib.Path:
 
 
 def load(path: str | pathlib.Path = "") -> PyTree:
-    """The parameters that `features` takes, from the file that `find` finds. Raises UserError where there is none that fits."""
+    """The parameters that `features` takes, from the file that `find` finds. Raises UserError where
+    there is none that fits."""
     return jax.tree.map(jnp.asarray, to_params(read(find(path))))

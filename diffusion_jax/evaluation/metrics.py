@@ -1,13 +1,13 @@
-"""Metrics of two sets of features, matrices [N, D]: KID, precision and recall, density and coverage; and the
-Inception Score of class probabilities. NumPy, float64, in blocks that bound the memory.
-"""
+"""Metrics of two sets of features, matrices [N, D]: KID, precision and recall, density and
+coverage; and the Inception Score of class probabilities. NumPy, float64, in blocks that bound the
+memory."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 BLOCK = 1 << 24  # numbers at most in a block of a matrix of pairs: 128 MB
 
@@ -22,7 +22,9 @@ def _checked(*sets: np.ndarray) -> list[np.ndarray]:
     """The sets in float64; UserError unless they are finite matrices of one width."""
     sets64 = [np.asarray(x, np.float64) for x in sets]
     if any(x.ndim != 2 or x.shape[1] != sets64[0].shape[1] or not len(x) for x in sets64):
-        raise UserError(f"features must be matrices [N, D] of one D, not {', '.join(str(list(x.shape)) for x in sets64)}")
+        raise UserError(
+            f"features must be matrices [N, D] of one D, not {', '.join(str(list(x.shape)) for x in sets64)}"
+        )
     if not all(np.isfinite(x).all() for x in sets64):
         raise UserError("the features must be finite")
     return sets64
@@ -43,10 +45,11 @@ def _mean_kernel(x: np.ndarray, y: np.ndarray | None = None) -> float:
 
 
 def mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """The squared maximum mean discrepancy, unbiased, of the kernel (x.y / D + 1)^3 (Gretton et al. 2012, eq. 3).
+    """The squared maximum mean discrepancy, unbiased, of the kernel (x.y / D + 1)^3 (Gretton et al.
+    2012, eq. 3).
 
-    Zero in the mean where both sets are of one distribution, so it may be negative. At least two rows each.
-    """
+    Zero in the mean where both sets are of one distribution, so it may be negative. At least two
+    rows each."""
     x, y = _checked(x, y)
     if min(len(x), len(y)) < 2:
         raise UserError("an unbiased estimate needs at least two rows of each set")
@@ -61,13 +64,16 @@ class Kid(NamedTuple):
 
 
 def kid(x: np.ndarray, y: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0) -> Kid:
-    """The kernel distance of Bińkowski et al. 2018, KID where the features are Inception's: the mean `mmd` of random subsets.
+    """The kernel distance of Bińkowski et al. 2018, KID where the features are Inception's: the
+    mean `mmd` of random subsets.
 
     Each takes `size` different rows of each set. Raises UserError where a set has fewer.
     """
     x, y = _checked(x, y)
     if not 2 <= size <= min(len(x), len(y)):
-        raise UserError(f"subsets of {size} rows need sets of at least as many, and two, not {len(x)} and {len(y)}")
+        raise UserError(
+            f"subsets of {size} rows need sets of at least as many, and two, not {len(x)} and {len(y)}"
+        )
     rng = np.random.default_rng(seed)
     draw = lambda rows: rows[rng.choice(len(rows), size, replace=False)]
     values = [mmd(draw(x), draw(y)) for _ in range(subsets)]
@@ -87,9 +93,13 @@ def _squared_radii(points: np.ndarray, k: int) -> np.ndarray:
 
 
 def _share_within(points: np.ndarray, centres: np.ndarray, k: int) -> float:
-    """The share of points within a ball about any centre that reaches to the centre's k-th nearest neighbour."""
+    """The share of points within a ball about any centre that reaches to the centre's k-th nearest
+    neighbour."""
     radii = _squared_radii(centres, k)
-    inside = [(_squared_distances(points[rows], centres) <= radii).any(axis=1) for rows in _blocks(points, centres)]
+    inside = [
+        (_squared_distances(points[rows], centres) <= radii).any(axis=1)
+        for rows in _blocks(points, centres)
+    ]
     return float(np.concatenate(inside).mean())
 
 
@@ -99,7 +109,8 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1-3): the share of each set in the other's manifold."""
+    """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1-3): the share of each set in
+    the other's manifold."""
     real, fake = _checked(real, fake)
     return PrecisionRecall(_share_within(fake, real, k), _share_within(real, fake, k))
 
@@ -110,11 +121,11 @@ class DensityCoverage(NamedTuple):
 
 
 def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> DensityCoverage:
-    """Density and coverage (Naeem et al. 2020, eq. 4 and 5) of the balls, open as in their code, about real points.
+    """Density and coverage (Naeem et al. 2020, eq. 4 and 5) of the balls, open as in their code,
+    about real points.
 
-    density: how many balls a fake point lies in, over k, in the mean; may exceed 1. coverage: the share of balls with a fake
-    point.
-    """
+    density: how many balls a fake point lies in, over k, in the mean; may exceed 1. coverage: the
+    share of balls with a fake point."""
     real, fake = _checked(real, fake)
     radii, lies_in, covered = _squared_radii(real, k), 0, np.zeros(len(real), bool)
     for rows in _blocks(fake, real):
@@ -139,12 +150,15 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> InceptionScore:
-    """exp of the mean KL(p(y|x) | p(y)) (Salimans et al. 2016), between 1 and K, of probabilities [N, K].
+    """exp of the mean KL(p(y|x) | p(y)) (Salimans et al. 2016), between 1 and K, of probabilities
+    [N, K].
 
-    The set is cut into consecutive splits, each with its own p(y). Raises UserError where rows are no probabilities.
-    """
+    The set is cut into consecutive splits, each with its own p(y). Raises UserError where rows are
+    no probabilities."""
     if probabilities.ndim != 2 or not 1 <= splits <= len(probabilities):
-        raise UserError(f"{splits} splits need as many rows of probabilities [N, K], not {list(probabilities.shape)}")
+        raise UserError(
+            f"{splits} splits need as many rows of probabilities [N, K], not {list(probabilities.shape)}"
+        )
 
     def score(part):
         p = np.asarray(part, np.float64)

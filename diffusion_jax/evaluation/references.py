@@ -1,7 +1,8 @@
-"""Sets of images that others are compared with: a split of the run's data, a folder, a file; their statistics are kept.
+"""Sets of images that others are compared with: a split of the run's data, a folder, a file; their
+statistics are kept.
 
-What was computed of a set lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/features/<set, features, hash of both>.
-"""
+What was computed of a set lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/features/<set,
+features, hash of both>."""
 
 import dataclasses
 import hashlib
@@ -12,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.config import Data
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import folder, pipeline, scan, sources
-from diffusion_jax.errors import UserError
+from diffusion_jax.devices.parallel import agreed, primary
 from diffusion_jax.evaluation import frechet
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.features import Features
 from diffusion_jax.evaluation.frechet import Statistics
-from diffusion_jax.training.parallel import agreed, primary
+from diffusion_jax.runs.config import Data
 
 PROBED = 1000  # images at most whose pixels are part of a set's fingerprint
 ROWS = 10_000  # of features, drawn at random, that are kept of a reference
@@ -37,7 +38,8 @@ class ImageSet(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """statistics and spatial: of all its images. rows: features [n, D] of ROWS of them at most. None where there are none."""
+    """statistics and spatial: of all its images. rows: features [n, D] of ROWS of them at most.
+    None where there are none."""
 
     statistics: Statistics
     spatial: Statistics | None
@@ -47,19 +49,30 @@ class Reference(NamedTuple):
 def check_width(width: int, reference: Reference) -> None:
     """Raises UserError where features of that width cannot be compared with the reference's."""
     if width != len(reference.statistics.mean):
-        raise UserError(f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}")
+        raise UserError(
+            f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}"
+        )
 
 
 def image_set(name: str, data: Data) -> ImageSet:
     """The images of a folder, of an .npz or .npy, or of a split of `data`, whichever `name` is.
 
-    A folder's images get data.shape, and where that is empty they stay as they are, all of one size. UserError.
-    """
+    A folder's images get data.shape, and where that is empty they stay as they are, all of one
+    size. UserError."""
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
-        shape, resize = (data.shape, data.resize) if data.shape else (own_shape(path, data.unreadable), "none")
-        source = folder.folder("all", str(path), shape, labels="none", resize=resize, unreadable=data.unreadable)
-        record = {"images": path.resolve().name, "split": "all", "shape": list(shape), "resize": resize}
+        shape, resize = (
+            (data.shape, data.resize) if data.shape else (own_shape(path, data.unreadable), "none")
+        )
+        source = folder.folder(
+            "all", str(path), shape, labels="none", resize=resize, unreadable=data.unreadable
+        )
+        record = {
+            "images": path.resolve().name,
+            "split": "all",
+            "shape": list(shape),
+            "resize": resize,
+        }
     elif path.is_file():
         source = sources.arrays("all", str(path))
         if len(source) == 0:
@@ -70,14 +83,22 @@ def image_set(name: str, data: Data) -> ImageSet:
         raise UserError(f"{name} is no folder and no .npz or .npy file of images{splits}")
     else:
         source = sources.load(data, name)
-        record = {"images": data.name or pathlib.Path(data.folder).name or data.source, "split": name}
-        record |= {"shape": list(data.shape)} | ({"resize": data.resize} if data.source == "folder" else {})
+        record = {
+            "images": data.name or pathlib.Path(data.folder).name or data.source,
+            "split": name,
+        }
+        record |= {"shape": list(data.shape)} | (
+            {"resize": data.resize} if data.source == "folder" else {}
+        )
     return ImageSet(source, record | {"count": len(source), "fingerprint": fingerprint(source)})
 
 
 def own_shape(path: pathlib.Path, unreadable: str) -> tuple[int, int, int]:
     """The one size of a folder's images, in colour; UserError where there are several."""
-    sizes = np.unique(folder.folder("all", str(path), (1, 1, 3), labels="none", unreadable=unreadable).sizes, axis=0)
+    sizes = np.unique(
+        folder.folder("all", str(path), (1, 1, 3), labels="none", unreadable=unreadable).sizes,
+        axis=0,
+    )
     if len(sizes) > 1:
         raise UserError(
             f"the images in {path} have {len(sizes)} sizes, from {sizes[0, 0]} x {sizes[0, 1]} to {sizes[-1, 0]} x "
@@ -103,11 +124,16 @@ def place(images: ImageSet, features: Features) -> pathlib.Path:
 
 def extracted(images: ImageSet, features: Features) -> Extracted:
     """The set's features, in their place."""
-    return Extracted(place(images, features), images.record | features.record, images.source[0]["image"].shape)
+    return Extracted(
+        place(images, features), images.record | features.record, images.source[0]["image"].shape
+    )
 
 
-def reference(name: str, data: Data, features: Features, batch_size: int, say: Callable = print) -> Reference:
-    """The reference of that name: an image set's, computed once, or a file of statistics (ours, or `mu` and `sigma`).
+def reference(
+    name: str, data: Data, features: Features, batch_size: int, say: Callable = print
+) -> Reference:
+    """The reference of that name: an image set's, computed once, or a file of statistics (ours, or
+    `mu` and `sigma`).
 
     Of several processes, which compute it together, the first has it.
     """
@@ -124,13 +150,23 @@ def reference(name: str, data: Data, features: Features, batch_size: int, say: C
             compute(images, made, features, batch_size, file, f"{features.name} of {name}")
             if primary():
                 say(f"reference: {file}")
-    return read(file) if primary() else Reference(Statistics(np.zeros(0), np.zeros((0, 0)), 0), None, None)
+    return (
+        read(file)
+        if primary()
+        else Reference(Statistics(np.zeros(0), np.zeros((0, 0)), 0), None, None)
+    )
 
 
 def compute(
-    images: ImageSet, made: Extracted, features: Features, batch_size: int, file: pathlib.Path, description: str
+    images: ImageSet,
+    made: Extracted,
+    features: Features,
+    batch_size: int,
+    file: pathlib.Path,
+    description: str,
 ) -> None:
-    """Writes the statistics of the set, last, and what `read` finds beside them; the features themselves are deleted."""
+    """Writes the statistics of the set, last, and what `read` finds beside them; the features
+    themselves are deleted."""
     count = len(images.source)
     extract(made, features, images.images, count, batch_size, description)
     if not primary():
@@ -155,11 +191,15 @@ def holds_statistics(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> Reference:
-    """A file of statistics, with what lies beside one that was made here. One without a record is known by its bytes."""
+    """A file of statistics, with what lies beside one that was made here. One without a record is
+    known by its bytes."""
     spatial, rows = path.with_name("spatial.npz"), path.with_name("rows.npy")
     own, statistics = path.name == "statistics.npz", frechet.load(path)
     if not statistics.record:
-        record = {"statistics": path.name, "fingerprint": hashlib.sha256(path.read_bytes()).hexdigest()[:32]}
+        record = {
+            "statistics": path.name,
+            "fingerprint": hashlib.sha256(path.read_bytes()).hexdigest()[:32],
+        }
         statistics = dataclasses.replace(statistics, record=record)
     return Reference(
         statistics,

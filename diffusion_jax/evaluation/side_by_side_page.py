@@ -1,4 +1,5 @@
-"""The page of `side_by_side`: HTML that loads nothing, with DATA in the place of its images. Plain ASCII."""
+"""The page of `side_by_side`: HTML that loads nothing, with DATA in the place of its images. Plain
+ASCII."""
 
 PAGE = """<!doctype html>
 <html lang="en">

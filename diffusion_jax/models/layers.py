@@ -1,4 +1,5 @@
-"""Convolution and group norm as the U-Net uses them, with the parameters of Flax's `nn.Conv` and `nn.GroupNorm`."""
+"""Convolution and group norm as the U-Net uses them, with the parameters of Flax's `nn.Conv` and
+`nn.GroupNorm`."""
 
 import math
 
@@ -26,7 +27,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
+        kernel = self.param(
+            "kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features)
+        )
         bias = self.param("bias", zeros, (self.features,))
         x, kernel, bias = x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)
         if self.upsampled:
@@ -39,11 +42,11 @@ class Conv(nn.Module):
 
 
 def views(x, *of_channels):
-    """x [B, ..., C] three times, each in a shape of its own, beside arrays [B, C] that multiply or add to it.
+    """x [B, ..., C] three times, each in a shape of its own, beside arrays [B, C] that multiply or
+    add to it.
 
-    XLA takes equal broadcasts of the forward and the backward pass for one and keeps it in memory, as large as x; broadcasts
-    of different shapes it computes where they are used.
-    """
+    XLA takes equal broadcasts of the forward and the backward pass for one and keeps it in memory,
+    as large as x; broadcasts of different shapes it computes where they are used."""
     b, *_, c = x.shape
     for shape in ((b, 1, -1, c), (b, -1, c), x.shape):
         yield x.reshape(shape), *(a.reshape(b, *[1] * (len(shape) - 2), c) for a in of_channels)
@@ -58,7 +61,9 @@ def _affine_silu(x, factor, summand):
 
 @_affine_silu.defjvp
 def _(primals, tangents):
-    (x, factor, summand), (dx, dfactor, dsummand) = (jax.tree.map(jnp.float32, arrays) for arrays in (primals, tangents))
+    (x, factor, summand), (dx, dfactor, dsummand) = (
+        jax.tree.map(jnp.float32, arrays) for arrays in (primals, tangents)
+    )
     halves = (a / 2 for a in (factor, summand, dfactor, dsummand))
     _, (x_, f, s, *_), (_, factor, _, dfactor, dsummand) = views(x, *halves)
     h = x_ * f + s
@@ -69,21 +74,23 @@ def _(primals, tangents):
 
 
 def affine_silu(x, factor, summand):
-    """silu(u) with u = factor x + summand, of x [B, ..., C], the others [B, C]; the backward pass keeps these, not u.
+    """silu(u) with u = factor x + summand, of x [B, ..., C], the others [B, C]; the backward pass
+    keeps these, not u.
 
-    It is written in h = u / 2 and t = tanh(h): silu(u) = h + h t, and its differential is dh (1 + t) (1 + h (1 - t)),
-    multiplied out until no constant is left, of which XLA would make an array on the CPU.
-    """
+    It is written in h = u / 2 and t = tanh(h): silu(u) = h + h t, and its differential is dh (1 +
+    t) (1 + h (1 - t)), multiplied out until no constant is left, of which XLA would make an array
+    on the CPU."""
     return jax.checkpoint(_affine_silu)(x, factor, summand)
 
 
 class GroupNorm(nn.Module):
-    """Group norm (Wu & He 2018) in float32, of 32 groups, or of the largest power of two below that divides the channels.
+    """Group norm (Wu & He 2018) in float32, of 32 groups, or of the largest power of two below that
+    divides the channels.
 
-    With `scale` and `shift` [B, C], (1 + scale) norm(x) + shift. Statistics, parameters, scale and shift come down to one
-    factor and one summand for each example and channel: the image is read once for its moments and once for the result.
-    With `silu`, that activation follows, in the same pass.
-    """
+    With `scale` and `shift` [B, C], (1 + scale) norm(x) + shift. Statistics, parameters, scale and
+    shift come down to one factor and one summand for each example and channel: the image is read
+    once for its moments and once for the result. With `silu`, that activation follows, in the same
+    pass."""
 
     silu: bool = False
 

@@ -1,4 +1,5 @@
-"""The U-Net of DDPM, Improved DDPM and ADM. It knows nothing of diffusion: (x, t, labels) -> an image of features."""
+"""The U-Net of DDPM, Improved DDPM and ADM. It knows nothing of diffusion: (x, t, labels) -> an
+image of features."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,11 +19,12 @@ def downsample(x):
 
 
 class ResBlock(nn.Module):
-    """Two 3 x 3 convolutions with the embedding between them, and a skip (Ho et al. 2020, appendix B; ADM, section 3).
+    """Two 3 x 3 convolutions with the embedding between them, and a skip (Ho et al. 2020, appendix
+    B; ADM, section 3).
 
-    The embedding enters as (1 + scale) h + shift after the second norm where `scale_shift`, else as h + embedding before
-    it. `resample`, None or `upsample` or `downsample`, makes it ADM's (BigGAN's) up- or downsampling block.
-    """
+    The embedding enters as (1 + scale) h + shift after the second norm where `scale_shift`, else as
+    h + embedding before it. `resample`, None or `upsample` or `downsample`, makes it ADM's
+    (BigGAN's) up- or downsampling block."""
 
     features: int
     scale_shift: bool
@@ -54,18 +56,20 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images [B, H, W, C], t [B], labels [B] or None, augmentation [B, n] or None -> float32 [B, H, W, out_channels].
+    """Images [B, H, W, C], t [B], labels [B] or None, augmentation [B, n] or None -> float32 [B, H,
+    W, out_channels].
 
-    Every level i has `blocks` residual blocks of channels * channel_mult[i] on the way down and blocks + 1 on the way up;
-    between levels the image is halved, so H and W must be divisible by 2^(levels - 1). Attention follows the residual
-    blocks where the image has been halved to one of `attention_factors`: 1 is full size, 2 half, 4 a quarter
-    ("attention_resolutions" in the papers' code). Whatever `dtype` is, parameters, the embedding of t, labels and
-    augmentation, GroupNorm, softmax and the output are float32; `dtype` is that of convolutions, attention and what they add
+    Every level i has `blocks` residual blocks of channels * channel_mult[i] on the way down and
+    blocks + 1 on the way up; between levels the image is halved, so H and W must be divisible by
+    2^(levels - 1). Attention follows the residual blocks where the image has been halved to one of
+    `attention_factors`: 1 is full size, 2 half, 4 a quarter ("attention_resolutions" in the papers'
+    code). Whatever `dtype` is, parameters, the embedding of t, labels and augmentation, GroupNorm,
+    softmax and the output are float32; `dtype` is that of convolutions, attention and what they add
     up to. `remat`: the backward pass computes every block's inside again in place of keeping it.
 
-    `augmentation`, numbers that say what was done to an image, enters the embedding through a linear layer without bias
-    (Karras et al. 2022, appendix F.2); so None is all zeros, and the layer is made only where init is given some.
-    """
+    `augmentation`, numbers that say what was done to an image, enters the embedding through a
+    linear layer without bias (Karras et al. 2022, appendix F.2); so None is all zeros, and the
+    layer is made only where init is given some."""
 
     out_channels: int
     channels: int = 128
@@ -73,7 +77,9 @@ class UNet(nn.Module):
     blocks: int = 2
     attention_factors: Sequence[int] = (2,)
     heads: int = 1
-    head_channels: int | None = None  # where given, an attention has (its channels / head_channels) heads
+    head_channels: int | None = (
+        None  # where given, an attention has (its channels / head_channels) heads
+    )
     scale_shift: bool = True
     resample_blocks: bool = False  # residual blocks to halve and double, instead of a strided convolution and a plain one
     time_scale: float = 1.0  # the network embeds time_scale * t
@@ -96,25 +102,39 @@ class UNet(nn.Module):
             raise ValueError("labels go with num_classes: give both or neither")
         (height, width), halvings = x.shape[1:3], len(self.channel_mult) - 1
         if height % 2**halvings or width % 2**halvings:
-            raise ValueError(f"images of {height} x {width} cannot be halved {halvings} times, once between two levels")
+            raise ValueError(
+                f"images of {height} x {width} cannot be halved {halvings} times, once between two levels"
+            )
         # bfloat16 has 8 bits: it would take most pairs of neighbouring t for one
         dense = lambda name: nn.Dense(4 * self.channels, dtype=jnp.float32, name=name)
-        embedding = dense("time2")(nn.silu(dense("time1")(sinusoidal(self.time_scale * t, self.channels))))
+        embedding = dense("time2")(
+            nn.silu(dense("time1")(sinusoidal(self.time_scale * t, self.channels)))
+        )
         if labels is not None and self.num_classes is not None:
-            embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=jnp.float32, name="label")(labels)
+            embedding += nn.Embed(
+                self.num_classes, 4 * self.channels, dtype=jnp.float32, name="label"
+            )(labels)
         if augmentation is not None:
-            embedding += nn.Dense(4 * self.channels, use_bias=False, dtype=jnp.float32, name="augmentation")(augmentation)
+            embedding += nn.Dense(
+                4 * self.channels, use_bias=False, dtype=jnp.float32, name="augmentation"
+            )(augmentation)
 
-        residual_class = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock  # `train` is no array
+        residual_class = (
+            nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        )  # `train` is no array
         attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
 
         def res_block(h, features, name, resample=None):
-            block = residual_class(features, self.scale_shift, self.dropout, self.dtype, resample, name=name)
+            block = residual_class(
+                features, self.scale_shift, self.dropout, self.dtype, resample, name=name
+            )
             return block(h, embedding, train)
 
         def attention(h, name):
             if self.head_channels and h.shape[-1] % self.head_channels:
-                raise ValueError(f"an attention of {h.shape[-1]} channels has no heads of {self.head_channels} channels")
+                raise ValueError(
+                    f"an attention of {h.shape[-1]} channels has no heads of {self.head_channels} channels"
+                )
             heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
             return attention_class(heads, self.dtype, name=name)(h)
 
@@ -140,7 +160,11 @@ class UNet(nn.Module):
 
         for i, multiplier in reversed(list(enumerate(self.channel_mult))):
             for j in range(self.blocks + 1):
-                h = res_block(jnp.concatenate([h, skips.pop()], axis=-1), multiplier * self.channels, f"up{i}_block{j}")
+                h = res_block(
+                    jnp.concatenate([h, skips.pop()], axis=-1),
+                    multiplier * self.channels,
+                    f"up{i}_block{j}",
+                )
                 if 2**i in self.attention_factors:
                     h = attention(h, f"up{i}_attention{j}")
             if i > 0:
@@ -150,7 +174,9 @@ class UNet(nn.Module):
                     h = Conv(h.shape[-1], 3, self.dtype, upsampled=True, name=f"up{i}_resample")(h)
 
         h = GroupNorm(silu=True, name="norm_out")(h)
-        out = Conv(self.out_channels, 3, jnp.float32, kernel_init=nn.initializers.zeros, name="conv_out")
+        out = Conv(
+            self.out_channels, 3, jnp.float32, kernel_init=nn.initializers.zeros, name="conv_out"
+        )
         return out(h).astype(jnp.float32)
 
 

@@ -1,10 +1,11 @@
-"""3 x 3 convolution with half the multiplications, by Winograd's minimal filtering F(4, 3) along the height.
+"""3 x 3 convolution with half the multiplications, by Winograd's minimal filtering F(4, 3) along
+the height.
 
-Four neighbouring rows of the output need 4 x 3 rows of products as written down; six are enough (Winograd 1980; Lavin & Gray
-2016, section 4.1 and the matrices below, for the points 0, 1, -1, 2, -2 and infinity). Along the width the convolution stays
-as it is, so that the sums before and after run over whole rows of memory. In exact arithmetic the result is the same; in
-float32 it is off by a few 1e-6 of the largest output.
-"""
+Four neighbouring rows of the output need 4 x 3 rows of products as written down; six are enough
+(Winograd 1980; Lavin & Gray 2016, section 4.1 and the matrices below, for the points 0, 1, -1, 2,
+-2 and infinity). Along the width the convolution stays as it is, so that the sums before and after
+run over whole rows of memory. In exact arithmetic the result is the same; in float32 it is off by a
+few 1e-6 of the largest output."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,8 @@ OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -
 
 
 def pays(x, kernel) -> bool:
-    """Whether `convolve` is the faster form: on the CPU, in float32, of images that are not small and have many channels."""
+    """Whether `convolve` is the faster form: on the CPU, in float32, of images that are not small
+    and have many channels."""
     if jax.default_backend() != "cpu" or x.dtype != jnp.float32 or kernel.shape[:2] != (3, 3):
         return False
     return x.shape[1] % 4 == 0 and x.shape[1] >= 16 and min(kernel.shape[2:]) >= 32
@@ -40,11 +42,12 @@ def pays(x, kernel) -> bool:
 
 @jax.custom_jvp
 def convolve(x, kernel):
-    """[B, H, W, C] with a kernel [3, 3, C, K] and zeros all round -> [B, H, W, K]; H divisible by 4.
+    """[B, H, W, C] with a kernel [3, 3, C, K] and zeros all round -> [B, H, W, K]; H divisible by
+    4.
 
-    Where it is differentiated, the plain form, value and all: in a training step six arrays for one, with as many gradients,
-    cost more in memory's time than the products save (docs/performance.md).
-    """
+    Where it is differentiated, the plain form, value and all: in a training step six arrays for
+    one, with as many gradients, cost more in memory's time than the products save
+    (docs/performance.md)."""
     b, h, w, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
     inputs = combine(INPUT, [padded[:, i : i + h - 3 : 4] for i in range(6)])
@@ -59,10 +62,15 @@ def _(primals, tangents):
 
 
 def combine(matrix, terms) -> list:
-    """The products of a small constant matrix with a list of arrays, its zeros and ones left out."""
+    """The products of a small constant matrix with a list of arrays, its zeros and ones left
+    out."""
 
     def row(factors):
-        scaled = [term if f == 1 else -term if f == -1 else f * term for f, term in zip(factors, terms, strict=True) if f]
+        scaled = [
+            term if f == 1 else -term if f == -1 else f * term
+            for f, term in zip(factors, terms, strict=True)
+            if f
+        ]
         return sum(scaled[1:], scaled[0])
 
     return [row(factors) for factors in matrix]

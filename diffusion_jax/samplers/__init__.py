@@ -1,16 +1,24 @@
 """Samplers, and `sample`, the library's only loop over a reverse chain.
 
-A sampler moves x from a level t to the cleaner level s. The last hop, to sigma = 0, is the denoiser's x0: exact for DDPM,
-whose posterior there has mean x0 and variance 0, and for every method here whose slope is eps or x0.
+A sampler moves x from a level t to the cleaner level s. The last hop, to sigma = 0, is the
+denoiser's x0: exact for DDPM, whose posterior there has mean x0 and variance 0, and for every
+method here whose slope is eps or x0.
 
 `keys` is one PRNG key per example, so that sample number i is the same in any batch.
 """
 
-from diffusion_jax.noise import example_keys, initial_noise, normal
+from diffusion_jax.core.noise import example_keys, initial_noise, normal
 from diffusion_jax.samplers import adaptive, edm, first_order, langevin, multistep, singlestep
 from diffusion_jax.samplers.adaptive import adaptive_ode
 from diffusion_jax.samplers.cached import cached
-from diffusion_jax.samplers.chain import Path, draws_noise, invert, num_steps_for, progressive, sample
+from diffusion_jax.samplers.chain import (
+    Path,
+    draws_noise,
+    invert,
+    num_steps_for,
+    progressive,
+    sample,
+)
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector

@@ -1,22 +1,26 @@
-"""A sampler that evaluates one branch of its denoiser, such as the unconditional one, only every so many steps."""
+"""A sampler that evaluates one branch of its denoiser, such as the unconditional one, only every so
+many steps."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.core.types import Denoiser, Level, Prediction, Sampler
 from diffusion_jax.denoisers import with_eps
-from diffusion_jax.types import Denoiser, Level, Prediction, Sampler
 
 
-def cached(sampler: Sampler, branch: Denoiser, build: Callable[[Denoiser], Denoiser], every: int) -> Sampler:
-    """A sampler whose denoiser is build(branch), the branch evaluated at every `every`-th step alone and kept in between.
+def cached(
+    sampler: Sampler, branch: Denoiser, build: Callable[[Denoiser], Denoiser], every: int
+) -> Sampler:
+    """A sampler whose denoiser is build(branch), the branch evaluated at every `every`-th step
+    alone and kept in between.
 
-    Kept is the branch's x0 at the step's x and t; its eps is recomputed for any other x and level that the sampler asks
-    about. build: (a Denoiser) -> the whole one, guidance and clipping included. `step` leaves its own denoiser aside, so
-    that in `sample` the last hop alone sees it: give it build(branch). Not for a branch that fills `Prediction.aux`,
-    which is not kept. every = 1 is `sampler` wherever it calls the denoiser once a step. ValueError for every < 1.
-    """
+    Kept is the branch's x0 at the step's x and t; its eps is recomputed for any other x and level
+    that the sampler asks about. build: (a Denoiser) -> the whole one, guidance and clipping
+    included. `step` leaves its own denoiser aside, so that in `sample` the last hop alone sees it:
+    give it build(branch). Not for a branch that fills `Prediction.aux`, which is not kept. every =
+    1 is `sampler` wherever it calls the denoiser once a step. ValueError for every < 1."""
     if every < 1:
         raise ValueError(f"a branch is evaluated every 1 or more steps, not every {every}")
 
@@ -25,7 +29,9 @@ def cached(sampler: Sampler, branch: Denoiser, build: Callable[[Denoiser], Denoi
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         inner, kept, count = state
-        kept = jax.lax.cond(count % every == 0, lambda: branch(x, t).x0.astype(kept.dtype), lambda: kept)
+        kept = jax.lax.cond(
+            count % every == 0, lambda: branch(x, t).x0.astype(kept.dtype), lambda: kept
+        )
 
         def stand_in(x, level: Level) -> Prediction:
             return with_eps(kept, x, level)

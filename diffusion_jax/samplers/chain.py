@@ -1,4 +1,5 @@
-"""The loops over a reverse chain: `sample`, `progressive` for screens, `invert` for the way back."""
+"""The loops over a reverse chain: `sample`, `progressive` for screens, `invert` for the way
+back."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -6,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import noise
-from diffusion_jax.grids import finite
+from diffusion_jax.core import noise
+from diffusion_jax.core.grids import finite
+from diffusion_jax.core.types import Array, Denoiser, Level, Prediction, Sampler
 from diffusion_jax.samplers.first_order import ddim
-from diffusion_jax.types import Array, Denoiser, Level, Prediction, Sampler
 
 
 class Path(NamedTuple):
@@ -20,7 +21,8 @@ class Path(NamedTuple):
 
 
 def _start(sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x: Array, grid: Level):
-    """(carry, level, step): (x, state) at the grid's start, level i, and (carry, i) -> carry one level on.
+    """(carry, level, step): (x, state) at the grid's start, level i, and (carry, i) -> carry one
+    level on.
 
     All of it in x's precision, float32 at least.
     """
@@ -28,7 +30,9 @@ def _start(sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x: Arra
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if keys is not None and keys.shape != x.shape[:1]:
         if draws_noise(sampler):
-            raise ValueError(f"keys have the shape {keys.shape}: one key is needed for each of {x.shape[0]} examples")
+            raise ValueError(
+                f"keys have the shape {keys.shape}: one key is needed for each of {x.shape[0]} examples"
+            )
         keys = None
     same = lambda a: a.astype(x.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
     grid = finite(Level(*(same(jnp.asarray(a)) for a in grid)))
@@ -44,15 +48,21 @@ def _start(sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x: Arra
 
 
 def sample(
-    sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x_init: Array, grid: Level, trajectory: bool = False
+    sampler: Sampler,
+    denoiser: Denoiser,
+    keys: jax.Array | None,
+    x_init: Array,
+    grid: Level,
+    trajectory: bool = False,
 ) -> Any:
-    """Runs the reverse chain from x_init [B, ...], at grid's first level, to clean data x0 [B, ...].
+    """Runs the reverse chain from x_init [B, ...], at grid's first level, to clean data x0 [B,
+    ...].
 
-    keys: [B], one per example; any, or None, for a sampler that draws no noise. grid: levels [N], noisy to clean; N - 1
-    steps are scanned and the last level's x0 is returned, so that the network is called N times by a one-call sampler.
-    With trajectory the result is (x0, `Path`), at no further call where a step begins with the prediction at its x. Raises
-    ValueError for another number of keys than examples.
-    """
+    keys: [B], one per example; any, or None, for a sampler that draws no noise. grid: levels [N],
+    noisy to clean; N - 1 steps are scanned and the last level's x0 is returned, so that the network
+    is called N times by a one-call sampler. With trajectory the result is (x0, `Path`), at no
+    further call where a step begins with the prediction at its x. Raises ValueError for another
+    number of keys than examples."""
     carry, level, step = _start(sampler, denoiser, keys, x_init, grid)
     last = len(grid.t) - 1
 
@@ -68,13 +78,21 @@ def sample(
     x0 = denoiser(x, level(last)).x0
     if seen is None:
         return x0
-    return x0, Path(jnp.concatenate([seen[0], x[None], x0[None]]), jnp.concatenate([seen[1], x0[None]]))
+    return x0, Path(
+        jnp.concatenate([seen[0], x[None], x0[None]]), jnp.concatenate([seen[1], x0[None]])
+    )
 
 
 def progressive(
-    sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x_init: Array, grid: Level, every: int = 1
+    sampler: Sampler,
+    denoiser: Denoiser,
+    keys: jax.Array | None,
+    x_init: Array,
+    grid: Level,
+    every: int = 1,
 ) -> Iterator[tuple[int, jax.Array, jax.Array]]:
-    """`sample` for a screen: yields (steps taken, x, the x0 predicted from it) after every so many steps.
+    """`sample` for a screen: yields (steps taken, x, the x0 predicted from it) after every so many
+    steps.
 
     The last x0 is the result of `sample`. Compiled once, whatever `every`, which is at least 1.
     """
@@ -98,21 +116,25 @@ def progressive(
 
 
 def invert(denoiser: Denoiser, x: Array, grid: Level, sampler: Sampler | None = None) -> jax.Array:
-    """A deterministic sampler run backwards: encodes x [B, ...], at grid's last level, as x at its first, noisiest one.
+    """A deterministic sampler run backwards: encodes x [B, ...], at grid's last level, as x at its
+    first, noisiest one.
 
-    `sample` with the same sampler on the same grid comes back to x, the closer the finer the grid. grid: levels [N], noisy
-    to clean. sampler: one that takes any two levels, by default `ddim()` (Song et al. 2021, eq. 14). Raises ValueError for
-    one that draws noise.
-    """
+    `sample` with the same sampler on the same grid comes back to x, the closer the finer the grid.
+    grid: levels [N], noisy to clean. sampler: one that takes any two levels, by default `ddim()`
+    (Song et al. 2021, eq. 14). Raises ValueError for one that draws noise."""
     backwards = Level(*(jnp.asarray(a)[::-1] for a in grid))
     carry, _, step = _start(ddim() if sampler is None else sampler, denoiser, None, x, backwards)
-    return jax.lax.scan(lambda carry, i: (step(carry, i), None), carry, jnp.arange(len(grid.t) - 1))[0][0]
+    return jax.lax.scan(
+        lambda carry, i: (step(carry, i), None), carry, jnp.arange(len(grid.t) - 1)
+    )[0][0]
 
 
 def draws_noise(sampler: Sampler) -> bool:
     """Whether the sampler's steps draw noise, and so need keys."""
     t, s = Level(0.5, 0.6, 0.8), Level(0.3, 0.8, 0.6)
-    step = lambda x: sampler.step(None, lambda x, level: Prediction(x, x), x, sampler.init(x, t), t, s)[0]
+    step = lambda x: sampler.step(
+        None, lambda x, level: Prediction(x, x), x, sampler.init(x, t), t, s
+    )[0]
     try:
         jax.eval_shape(step, jnp.zeros((1, 2)))
     except ValueError:
@@ -120,13 +142,16 @@ def draws_noise(sampler: Sampler) -> bool:
     return False
 
 
-def num_steps_for(draw: Callable[[int], Array], tolerance: float, start: int = 5, most: int = 1280) -> tuple[int, float]:
-    """(the number of steps, its error): the least of start, 2 start, 4 start ... whose samples are within a tolerance.
+def num_steps_for(
+    draw: Callable[[int], Array], tolerance: float, start: int = 5, most: int = 1280
+) -> tuple[int, float]:
+    """(the number of steps, its error): the least of start, 2 start, 4 start ... whose samples are
+    within a tolerance.
 
-    draw: num_steps -> samples [B, ...] of a deterministic sampler, from the same noise. The error, root mean square, is
-    estimated as the difference from twice the steps, which for any order is at least half of it. Raises ValueError where
-    `most` steps are not enough, as with samplers that draw noise.
-    """
+    draw: num_steps -> samples [B, ...] of a deterministic sampler, from the same noise. The error,
+    root mean square, is estimated as the difference from twice the steps, which for any order is at
+    least half of it. Raises ValueError where `most` steps are not enough, as with samplers that
+    draw noise."""
     if tolerance <= 0:
         raise ValueError(f"a tolerance is above 0, not {tolerance}")
     num_steps, coarse, error = start, draw(start), float("inf")

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from diffusion_jax import noise
-from diffusion_jax.grids import at_logsnr
-from diffusion_jax.process import q_sample
-from diffusion_jax.types import Denoiser, Level, Sampler, Schedule, expand
+from diffusion_jax.core import noise
+from diffusion_jax.core.grids import at_logsnr
+from diffusion_jax.core.process import q_sample
+from diffusion_jax.core.types import Denoiser, Level, Sampler, Schedule, expand
 
 MAX_GAMMA = 2.0**0.5 - 1.0
 
@@ -20,10 +20,11 @@ def _heun_step(denoiser: Denoiser, x, t: Level, s: Level):
 
 
 def heun() -> Sampler:
-    """EDM's deterministic sampler, Heun's method in x / alpha over sigma / alpha (Karras et al. 2022, alg. 1); of order 2.
+    """EDM's deterministic sampler, Heun's method in x / alpha over sigma / alpha (Karras et al.
+    2022, alg. 1); of order 2.
 
-    Two calls a step. Wants a grid that is fine where sigma / alpha is large, such as `grids.karras`; alpha must not be 0.
-    """
+    Two calls a step. Wants a grid that is fine where sigma / alpha is large, such as
+    `grids.karras`; alpha must not be 0."""
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         return _heun_step(denoiser, x, t, s), state
@@ -32,10 +33,11 @@ def heun() -> Sampler:
 
 
 def heun_flow() -> Sampler:
-    """Heun's method for dx = x0 d alpha + eps d sigma, the velocity of a rectified flow (Liu et al. 2022, eq. 1); of order 2.
+    """Heun's method for dx = x0 d alpha + eps d sigma, the velocity of a rectified flow (Liu et al.
+    2022, eq. 1); of order 2.
 
-    Two calls a step. Between any two levels, alpha = 0 and uniform grids included; with alpha = 1 it is EDM's.
-    """
+    Two calls a step. Between any two levels, alpha = 0 and uniform grids included; with alpha = 1
+    it is EDM's."""
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         first = denoiser(x, t)
@@ -55,12 +57,13 @@ def edm_churn(
     most: float = 50.0,
     schedule: Schedule | None = None,
 ) -> Sampler:
-    """EDM's stochastic sampler: adds noise, then takes a Heun step (Karras et al. 2022, algorithm 2); of no order.
+    """EDM's stochastic sampler: adds noise, then takes a Heun step (Karras et al. 2022, algorithm
+    2); of no order.
 
-    gamma: S_churn / N, at most sqrt(2) - 1, acts where sigma / alpha is between least and most (S_tmin, S_tmax); at 0 it is
-    `heun`. noise_scale: S_noise, exact at 1; the paper's 1.003 to 1.007 make up for detail that its networks lose. schedule:
-    of the network, which embeds the t of the raised level; without it that level keeps t.
-    """
+    gamma: S_churn / N, at most sqrt(2) - 1, acts where sigma / alpha is between least and most
+    (S_tmin, S_tmax); at 0 it is `heun`. noise_scale: S_noise, exact at 1; the paper's 1.003 to
+    1.007 make up for detail that its networks lose. schedule: of the network, which embeds the t of
+    the raised level; without it that level keeps t."""
     if not 0.0 <= gamma <= MAX_GAMMA + 1e-6:
         raise ValueError(f"gamma must lie in [0, {MAX_GAMMA:.4f}], not {gamma}")
 
@@ -71,7 +74,9 @@ def edm_churn(
             noisier = Level(t.t, t.alpha, t.alpha * raised)
         else:
             top = schedule.level(schedule.t_max)
-            raised = jnp.where(raised * top.alpha < top.sigma, raised, u)  # above the noisiest level there is none
+            raised = jnp.where(
+                raised * top.alpha < top.sigma, raised, u
+            )  # above the noisiest level there is none
             noisier = at_logsnr(schedule, -2.0 * jnp.log(raised))
             noisier = Level(*(jnp.where(raised > u, a, b) for a, b in zip(noisier, t, strict=True)))
         added = expand(jnp.sqrt((raised - u) * (raised + u)), x.ndim)

@@ -2,35 +2,36 @@
 
 import jax.numpy as jnp
 
-from diffusion_jax import noise
-from diffusion_jax.process import VARIANCES, logsnr_drop, q_posterior, reverse_log_variance
-from diffusion_jax.types import Denoiser, Level, Sampler
+from diffusion_jax.core import noise
+from diffusion_jax.core.process import VARIANCES, logsnr_drop, q_posterior, reverse_log_variance
+from diffusion_jax.core.types import Denoiser, Level, Sampler
 
 
 def ancestral(variance: str = "fixed_small") -> Sampler:
     """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2), between any two levels; of order 1.
 
-    variance: "fixed_small", "fixed_large", or "learned_range" for a network with learned variance (Nichol & Dhariwal 2021,
-    section 3.1); see `process.reverse_log_variance`.
-    """
+    variance: "fixed_small", "fixed_large", or "learned_range" for a network with learned variance
+    (Nichol & Dhariwal 2021, section 3.1); see `process.reverse_log_variance`."""
     if variance not in VARIANCES:
         raise ValueError(f"variance is one of {', '.join(VARIANCES)}, not {variance!r}")
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         prediction = denoiser(x, t)
         mean, _ = q_posterior(prediction.x0, x, s, t)
-        log_variance = reverse_log_variance(variance, s.expand(x.ndim), t.expand(x.ndim), prediction.aux)
+        log_variance = reverse_log_variance(
+            variance, s.expand(x.ndim), t.expand(x.ndim), prediction.aux
+        )
         return mean + jnp.exp(0.5 * log_variance) * noise.normal(keys, x.shape[1:]), state
 
     return Sampler(lambda x, level: (), step)
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """DDIM (Song et al. 2021, eqs. 12 and 16), between any two levels; of order 1, deterministic at eta = 0.
+    """DDIM (Song et al. 2021, eqs. 12 and 16), between any two levels; of order 1, deterministic at
+    eta = 0.
 
-    eta, a Python float in [0, 1], scales the noise's standard deviation: 0 for the probability-flow ODE, 1 for DDPM's
-    fixed-small variance.
-    """
+    eta, a Python float in [0, 1], scales the noise's standard deviation: 0 for the probability-flow
+    ODE, 1 for DDPM's fixed-small variance."""
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], not {eta}")
 
@@ -47,20 +48,20 @@ def ddim(eta: float = 0.0) -> Sampler:
 
 
 def euler() -> Sampler:
-    """Euler's method for the probability-flow ODE (Karras et al. 2022, eq. 4), which is DDIM; of order 1.
+    """Euler's method for the probability-flow ODE (Karras et al. 2022, eq. 4), which is DDIM; of
+    order 1.
 
-    In x / alpha over sigma / alpha, as in sigma with alpha = 1 and as in t of a rectified flow, the ODE's slope is constant
-    while x0 and eps are: Euler's step goes to alpha_s x0 + sigma_s eps.
-    """
+    In x / alpha over sigma / alpha, as in sigma with alpha = 1 and as in t of a rectified flow, the
+    ODE's slope is constant while x0 and eps are: Euler's step goes to alpha_s x0 + sigma_s eps."""
     return ddim(0.0)
 
 
 def euler_maruyama() -> Sampler:
-    """Euler-Maruyama for the reverse SDE dx = (f x - g^2 score) dt + g dw (Song et al. 2021b, eq. 6); weakly of order 1.
+    """Euler-Maruyama for the reverse SDE dx = (f x - g^2 score) dt + g dw (Song et al. 2021b, eq.
+    6); weakly of order 1.
 
-    Of the coefficients the integrals over the step are taken, which need no t: of f, log(alpha_t / alpha_s), and of g^2 =
-    d sigma^2 / dt - 2 f sigma^2 by the trapezoidal rule.
-    """
+    Of the coefficients the integrals over the step are taken, which need no t: of f, log(alpha_t /
+    alpha_s), and of g^2 = d sigma^2 / dt - 2 f sigma^2 by the trapezoidal rule."""
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         eps = denoiser(x, t).eps

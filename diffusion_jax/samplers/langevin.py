@@ -1,34 +1,39 @@
 """Langevin dynamics: as a corrector after a predictor, and alone over falling noise levels.
 
-Its steps are those of the papers with the norms of noise and score at their expectations, sqrt(D) and sqrt(D) / sigma, so that
-an example's step does not depend on its batch.
-"""
+Its steps are those of the papers with the norms of noise and score at their expectations, sqrt(D)
+and sqrt(D) / sigma, so that an example's step does not depend on its batch."""
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import noise
+from diffusion_jax.core import noise
+from diffusion_jax.core.types import Denoiser, Level, Sampler
 from diffusion_jax.samplers.first_order import ancestral
-from diffusion_jax.types import Denoiser, Level, Sampler
 
 
 def _langevin(keys, denoiser: Denoiser, x, level: Level, share: float, count: int):
-    """`count` steps x + e score + sqrt(2 e) z at a level, e = share sigma^2 and the score -eps / sigma."""
+    """`count` steps x + e score + sqrt(2 e) z at a level, e = share sigma^2 and the score -eps /
+    sigma."""
     sigma = level.expand(x.ndim).sigma
 
     def body(i, x):
         z = noise.normal(noise.fold_in(keys, i), x.shape[1:])
-        return (x + sigma * (jnp.sqrt(2.0 * share) * z - share * denoiser(x, level).eps)).astype(x.dtype)
+        return (x + sigma * (jnp.sqrt(2.0 * share) * z - share * denoiser(x, level).eps)).astype(
+            x.dtype
+        )
 
     return jax.lax.fori_loop(0, count, body, x)
 
 
-def predictor_corrector(snr: float = 0.16, steps: int = 1, predictor: Sampler | None = None) -> Sampler:
-    """A predictor, then Langevin steps at the level reached (Song et al. 2021b, section 4.2); of no order.
+def predictor_corrector(
+    snr: float = 0.16, steps: int = 1, predictor: Sampler | None = None
+) -> Sampler:
+    """A predictor, then Langevin steps at the level reached (Song et al. 2021b, section 4.2); of no
+    order.
 
-    snr: r, the signal-to-noise ratio of a Langevin step, whose size is 2 (r sigma)^2. steps: of them, one call each.
-    predictor: by default `ancestral("fixed_large")`, which is the paper's reverse diffusion where alpha = 1.
-    """
+    snr: r, the signal-to-noise ratio of a Langevin step, whose size is 2 (r sigma)^2. steps: of
+    them, one call each. predictor: by default `ancestral("fixed_large")`, which is the paper's
+    reverse diffusion where alpha = 1."""
     if snr <= 0.0 or steps < 1:
         raise ValueError(f"snr must be above 0 and steps at least 1, not {snr} and {steps}")
     predictor = ancestral("fixed_large") if predictor is None else predictor
@@ -41,11 +46,12 @@ def predictor_corrector(snr: float = 0.16, steps: int = 1, predictor: Sampler | 
 
 
 def annealed_langevin(size: float = 0.2, steps: int = 10) -> Sampler:
-    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): at every level `steps` Langevin steps; of no order.
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): at every level `steps` Langevin
+    steps; of no order.
 
-    size: epsilon / sigma_L^2 of the paper, in whose steps it is halved. One call a Langevin step. Neighbouring levels must be
-    so near that these steps make up for the growth of the noise: at the defaults, less than three apart in sigma / alpha.
-    """
+    size: epsilon / sigma_L^2 of the paper, in whose steps it is halved. One call a Langevin step.
+    Neighbouring levels must be so near that these steps make up for the growth of the noise: at the
+    defaults, less than three apart in sigma / alpha."""
     if size <= 0.0 or steps < 1:
         raise ValueError(f"size must be above 0 and steps at least 1, not {size} and {steps}")
 

@@ -1,14 +1,15 @@
-"""Multi-step methods in half the log-SNR, which remember earlier predictions: DPM-Solver++ and UniPC.
+"""Multi-step methods in half the log-SNR, which remember earlier predictions: DPM-Solver++ and
+UniPC.
 
-With h the growth of log(alpha / sigma) from t to s, the ODE's solution is x_s = (sigma_s / sigma_t) x + alpha_s times the
-integral of e^(tau - h) x0 over tau from 0 to h (Lu et al. 2022b, proposition 4.1); the methods differ in how they continue x0.
-"""
+With h the growth of log(alpha / sigma) from t to s, the ODE's solution is x_s = (sigma_s / sigma_t)
+x + alpha_s times the integral of e^(tau - h) x0 over tau from 0 to h (Lu et al. 2022b, proposition
+4.1); the methods differ in how they continue x0."""
 
 import jax.numpy as jnp
 
-from diffusion_jax import noise
-from diffusion_jax.process import logsnr_drop
-from diffusion_jax.types import Denoiser, Level, Sampler
+from diffusion_jax.core import noise
+from diffusion_jax.core.process import logsnr_drop
+from diffusion_jax.core.types import Denoiser, Level, Sampler
 
 FAR = 1e30  # the length of the step before the first: its differences vanish, and the order rises step by step
 
@@ -52,9 +53,9 @@ def dpmpp_2m() -> Sampler:
 def dpmpp_3m() -> Sampler:
     """DPM-Solver++(3M) (Lu et al. 2022b, appendix B), one call a step; of order 3.
 
-    x0 goes on as the parabola through the three last ones, integrated exactly; public programs give its second difference
-    half of that weight. Wants a grid even in log-SNR, of twenty steps or more.
-    """
+    x0 goes on as the parabola through the three last ones, integrated exactly; public programs give
+    its second difference half of that weight. Wants a grid even in log-SNR, of twenty steps or
+    more."""
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         (before, earlier), (h1, h2) = state
@@ -69,7 +70,8 @@ def dpmpp_3m() -> Sampler:
 
 
 def dpmpp_2m_sde() -> Sampler:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5), one call a step, for the reverse SDE; weakly of order 2.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5), one call a step, for the reverse SDE;
+    weakly of order 2.
 
     The order is that of the moments of Gaussian data.
     """
@@ -88,18 +90,21 @@ def dpmpp_2m_sde() -> Sampler:
 
 
 def unipc() -> Sampler:
-    """UniPC-2 (Zhao et al. 2023, algorithms 1 and 2, data prediction, B(h) = e^h - 1), one call a step; of order 3.
+    """UniPC-2 (Zhao et al. 2023, algorithms 1 and 2, data prediction, B(h) = e^h - 1), one call a
+    step; of order 3.
 
-    A step first corrects x with what the network said at the x that the step before had predicted (UniC-2, which takes the
-    parabola through the three last x0), then predicts (UniP-2, which is DPM-Solver++(2M)).
-    """
+    A step first corrects x with what the network said at the x that the step before had predicted
+    (UniC-2, which takes the parabola through the three last x0), then predicts (UniP-2, which is
+    DPM-Solver++(2M))."""
 
     def init(x, level: Level):
         x = jnp.asarray(x)
         return x, level.expand(x.ndim), *_history(2)(x, level)
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
-        start, u, (before, earlier), (h1, h2) = state  # a step of h1 from `start` at u had predicted x at t
+        start, u, (before, earlier), (h1, h2) = (
+            state  # a step of h1 from `start` at u had predicted x at t
+        )
         x0 = denoiser(x, t).x0
         s, t = s.expand(x.ndim), t.expand(x.ndim)
         h = growth(s, t)
@@ -111,4 +116,9 @@ def unipc() -> Sampler:
     return Sampler(init, step)
 
 
-SAMPLERS = {"dpmpp_2m": dpmpp_2m, "dpmpp_3m": dpmpp_3m, "dpmpp_2m_sde": dpmpp_2m_sde, "unipc": unipc}
+SAMPLERS = {
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+}

@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from diffusion_jax.grids import between
-from diffusion_jax.process import q_sample
+from diffusion_jax.core.grids import between
+from diffusion_jax.core.process import q_sample
+from diffusion_jax.core.types import Denoiser, Level, Prediction, Sampler, Schedule
 from diffusion_jax.samplers.multistep import growth
-from diffusion_jax.types import Denoiser, Level, Prediction, Sampler, Schedule
 
 
 def _hop(prediction: Prediction, s: Level):
@@ -16,9 +16,8 @@ def _hop(prediction: Prediction, s: Level):
 def dpm_solver_2(schedule: Schedule | None = None) -> Sampler:
     """DPM-Solver-2 (Lu et al. 2022a, algorithm 1), two calls a step, noise prediction; of order 2.
 
-    schedule: of the network that embeds t, which needs it: without it the t of the level in the middle is interpolated, and
-    only nearly right.
-    """
+    schedule: of the network that embeds t, which needs it: without it the t of the level in the
+    middle is interpolated, and only nearly right."""
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         middle = between(t, s, 0.5, schedule)
@@ -31,7 +30,8 @@ def dpm_solver_2(schedule: Schedule | None = None) -> Sampler:
 
 
 def dpm_solver_3(schedule: Schedule | None = None) -> Sampler:
-    """DPM-Solver-3 (Lu et al. 2022a, algorithm 2, r1 = 1/3, r2 = 2/3), three calls a step, noise prediction; of order 3.
+    """DPM-Solver-3 (Lu et al. 2022a, algorithm 2, r1 = 1/3, r2 = 2/3), three calls a step, noise
+    prediction; of order 3.
 
     schedule: as in `dpm_solver_2`.
     """

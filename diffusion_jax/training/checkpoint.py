@@ -1,10 +1,10 @@
-"""Checkpoints, by orbax: written in the background, atomic, with checksums, the newest whole one restored.
+"""Checkpoints, by orbax: written in the background, atomic, with checksums, the newest whole one
+restored.
 
 Newest means of the largest step; no clock decides anything here.
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -13,47 +13,15 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
 
-from diffusion_jax.config import Config, differences, load, to_json
-from diffusion_jax.errors import UserError
-from diffusion_jax.training.parallel import agreed, primary, process, wait_for_all
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import MENDED, reason, write_text, writing
+from diffusion_jax.devices.parallel import agreed, primary, process, wait_for_all
+from diffusion_jax.runs.config import Config, differences, load, to_json
 from diffusion_jax.training.state import TrainState
-
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # which only writing meets
-MENDED = "the same command goes on from there once that is mended"
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all, also where the machine stops."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-    """Turns what keeps a run from writing into its folder, as a full disk, into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        within = pathlib.Path(os.path.abspath(str(error.filename))).is_relative_to(os.path.abspath(folder))
-        if error.errno not in CANNOT_WRITE and not (error.filename and within):
-            raise
-        raise UserError(f"{folder} cannot be written: {reason(error)}; the last checkpoint is whole, {MENDED}") from error
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in a few words of one line: the system's own where a library's message holds them."""
-    text = " ".join(str(error).split())
-    known = (os.strerror(number) for number in (*CANNOT_WRITE, errno.EACCES, errno.EPERM, errno.EIO))
-    return next((words for words in known if words in text), text[:160] or type(error).__name__)
 
 
 def check_step(workdir: pathlib.Path, step: int, config: Config) -> None:
@@ -66,32 +34,43 @@ def check_step(workdir: pathlib.Path, step: int, config: Config) -> None:
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Raises UserError where the folder is another experiment's or no run's. What `data` wrote before the run may lie there."""
+    """Raises UserError where the folder is another experiment's or no run's. What `data` wrote
+    before the run may lie there."""
     stored = workdir / "config.json"
     if stored.exists():
         changed = differences(load(stored), config)
         if changed:
-            raise UserError(f"{workdir} holds a run with other settings ({'; '.join(changed)}); choose another --workdir")
-        saved = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+            raise UserError(
+                f"{workdir} holds a run with other settings ({'; '.join(changed)}); choose another --workdir"
+            )
+        saved = [
+            int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()
+        ]
         if saved:
             check_step(workdir, max(saved), config)
     elif workdir.is_dir() and any(path.name != "data" for path in workdir.iterdir()):
-        raise UserError(f"{workdir} is not empty and holds no run of this program; choose another --workdir")
+        raise UserError(
+            f"{workdir} is not empty and holds no run of this program; choose another --workdir"
+        )
 
 
 def open_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Makes the folder of a run, or enters it again; UserError as of `check_workdir`, and where it cannot be written."""
+    """Makes the folder of a run, or enters it again; UserError as of `check_workdir`, and where it
+    cannot be written."""
     check_workdir(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / "config.json", to_json(config))
     except OSError as error:
-        raise UserError(f"the workdir {workdir} cannot be written: {error.strerror or error}") from None
+        raise UserError(
+            f"the workdir {workdir} cannot be written: {error.strerror or error}"
+        ) from None
 
 
 @functools.cache
 def hush_abandoned_files() -> None:
-    """Where one file fails orbax abandons the others; each would print a traceback of a closed event loop or a warning."""
+    """Where one file fails orbax abandons the others; each would print a traceback of a closed
+    event loop or a warning."""
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     before = sys.unraisablehook
 
@@ -102,11 +81,15 @@ def hush_abandoned_files() -> None:
     sys.unraisablehook = hook
 
 
-# Checksums: beside a checkpoint's files lies a list of them. It is written before orbax gives the folder its name, so whatever
-# has a step's name is complete and has its list.
+# Checksums: beside a checkpoint's files lies a list of them. It is written before orbax gives the
+# folder its name, so whatever has a step's name is complete and has its list.
 
 CHECKSUMS = "sha256.json"
-LATER = (CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt")  # times of day and the like, written after the list
+LATER = (
+    CHECKSUMS,
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+)  # times of day and the like, written after the list
 
 
 def checksum(path: pathlib.Path) -> str:
@@ -115,7 +98,8 @@ def checksum(path: pathlib.Path) -> str:
 
 
 def seal(folder: pathlib.Path) -> None:
-    """Moves a checkpoint's files from the system's memory to the disk, and lists them with their sizes and checksums."""
+    """Moves a checkpoint's files from the system's memory to the disk, and lists them with their
+    sizes and checksums."""
     listed = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -127,7 +111,8 @@ def seal(folder: pathlib.Path) -> None:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a sealed checkpoint, None where it is whole or was written without checksums."""
+    """What is wrong with a sealed checkpoint, None where it is whole or was written without
+    checksums."""
     try:
         if not (folder / CHECKSUMS).exists():
             return None
@@ -150,12 +135,15 @@ def damage(folder: pathlib.Path) -> str | None:
 class Checkpoints:
     """The checkpoints of a workdir, each a TrainState and a dict of plain values.
 
-    keep: how many of the newest stay; every: those of its multiples stay, too (0: none). One goes only when a newer one is
-    complete. notes: what `restore` had to pass over, for the log; a read-only one says it itself.
-    """
+    keep: how many of the newest stay; every: those of its multiples stay, too (0: none). One goes
+    only when a newer one is complete. notes: what `restore` had to pass over, for the log; a
+    read-only one says it itself."""
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 2, every: int = 0, read_only: bool = False):
-        """Raises UserError where the workdir cannot be written, or has none and `read_only` promises to write none."""
+    def __init__(
+        self, workdir: pathlib.Path, keep: int = 2, every: int = 0, read_only: bool = False
+    ):
+        """Raises UserError where the workdir cannot be written, or has none and `read_only`
+        promises to write none."""
         for name in ("absl", "asyncio"):  # orbax's reports; its errors are raised as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         hush_abandoned_files()
@@ -177,7 +165,8 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def _seal(self) -> None:
-        """Called in orbax's thread, on the first process, when all is written and before the folder gets its name."""
+        """Called in orbax's thread, on the first process, when all is written and before the folder
+        gets its name."""
         (folder,) = self.folder.glob(f"{self.saving}.orbax-checkpoint-tmp*")
         seal(folder)
 
@@ -187,12 +176,14 @@ class Checkpoints:
     def save(self, state: TrainState, extra: dict, wait: bool = False) -> None:
         """Saves under the state's step, unless that one is there. extra: what JSON holds.
 
-        Raises UserError where this one, or the one before, which was written meanwhile, cannot be saved.
-        """
+        Raises UserError where this one, or the one before, which was written meanwhile, cannot be
+        saved."""
         step = int(state.step)
         self._finish(wait=True)  # the one before
         if step not in self.manager.all_steps():
-            args = ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra))
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
+            )
             self.saving = step
             self._finish(wait, lambda: self.manager.save(step, args=args, force=True))
 
@@ -207,20 +198,29 @@ class Checkpoints:
                 return
             self.failed = True
             whole = [int(path.name) for path in self.folder.glob("*") if path.name.isdigit()]
-            last = f"the last one is that of step {max(whole)}, and {MENDED}" if whole else "there is none yet"
+            last = (
+                f"the last one is that of step {max(whole)}, and {MENDED}"
+                if whole
+                else "there is none yet"
+            )
             raise UserError(
                 f"the checkpoint of step {self.saving} cannot be written to {self.folder}: {reason(error)}; {last}"
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The newest whole checkpoint, in the shapes and types of `like`, where `like` says, else on the first device.
+        """The newest whole checkpoint, in the shapes and types of `like`, where `like` says, else
+        on the first device.
 
-        Damaged ones are passed over, with a note each, and moved to the workdir's folder `damaged`, unless read-only. Raises
-        UserError where none is whole. Of several processes the first one looks for damage.
-        """
+        Damaged ones are passed over, with a note each, and moved to the workdir's folder `damaged`,
+        unless read-only. Raises UserError where none is whole. Of several processes the first one
+        looks for damage."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or here), like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore())
+        abstract = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or here), like
+        )
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
+        )
         bad: dict[int, str] = {}
         while True:
             self.manager.reload()  # a run that trains meanwhile adds and removes some
@@ -242,7 +242,9 @@ class Checkpoints:
                     why = f"it cannot be read ({reason(error)})"
                     sealed = (self.folder / str(step) / CHECKSUMS).exists()  # so it is not damage
                     if sealed or process()[1] > 1:
-                        raise UserError(f"the checkpoint {self.folder / str(step)} is whole, but {why}") from error
+                        raise UserError(
+                            f"the checkpoint {self.folder / str(step)} is whole, but {why}"
+                        ) from error
                 else:
                     self._pass_over(bad, step)
                     return restored["state"], restored["extra"]

@@ -4,23 +4,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.types import PyTree
-
-# Arrays of fewer numbers, most of a network's, are joined before their norm is taken: XLA compiles several programs for each.
-# `parallel.cut_axis` leaves them whole, so that no device asks another for its part.
-SMALL = 1024
+from diffusion_jax.core.types import PyTree
+from diffusion_jax.devices.parallel import SMALL
 
 
 def global_norm(tree: PyTree) -> jax.Array:
     """Root of the sum of the squares of all numbers, float32 []."""
     arrays = jax.tree.leaves(tree)
-    small, large = ([array for array in arrays if (array.size < SMALL) == is_small] for is_small in (True, False))
+    small, large = (
+        [array for array in arrays if (array.size < SMALL) == is_small]
+        for is_small in (True, False)
+    )
     joined = large + ([jnp.concatenate([array.ravel() for array in small])] if small else [])
     return jnp.sqrt(sum((jnp.sum(jnp.square(array)) for array in joined), jnp.zeros(())))
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """Gradients times limit over their norm, where that is larger than limit (Pascanu et al. 2013, algorithm 1).
+    """Gradients times limit over their norm, where that is larger than limit (Pascanu et al. 2013,
+    algorithm 1).
 
     One factor for all of them, which becomes part of the optimizer's own pass over each.
     """

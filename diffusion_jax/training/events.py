@@ -10,7 +10,8 @@ import time
 
 @contextlib.contextmanager
 def without_torch():
-    """tensorboardX imports torch where it is installed, for over a second, and what is used of it here does without."""
+    """tensorboardX imports torch where it is installed, for over a second, and what is used of it
+    here does without."""
     apart = "torch" not in sys.modules
     if apart:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
@@ -30,12 +31,12 @@ with without_torch():
 class Events:
     """A new file in a folder, which is made.
 
-    Not tensorboardX's SummaryWriter: its thread dies of a full disk, and the run would wait for it for ever; nor its
-    EventsWriter, which leaves its file open where that cannot be flushed.
-    """
+    Not tensorboardX's SummaryWriter: its thread dies of a full disk, and the run would wait for it
+    for ever; nor its EventsWriter, which leaves its file open where that cannot be flushed."""
 
     def __init__(self, folder: pathlib.Path, takes_back: int | None = None):
-        """takes_back: a step; the points at it and after it, which a stopped run left in the folder's other files, go."""
+        """takes_back: a step; the points at it and after it, which a stopped run left in the
+        folder's other files, go."""
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self.file = RecordWriter(str(folder / name))

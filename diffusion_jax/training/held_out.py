@@ -1,21 +1,25 @@
-"""The loss on held-out examples, each at a fixed t with fixed noise, so that two evaluations differ by the parameters alone."""
+"""The loss on held-out examples, each at a fixed t with fixed noise, so that two evaluations differ
+by the parameters alone."""
 
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from diffusion_jax.core.noise import example_keys
+from diffusion_jax.core.types import Timesteps
 from diffusion_jax.data import pipeline
-from diffusion_jax.noise import example_keys
-from diffusion_jax.training.parallel import equal_batches, map_examples
-from diffusion_jax.types import Timesteps
+from diffusion_jax.devices.parallel import equal_batches, map_examples
 
 
-def make_evaluate(loss_fn: Callable, distribution: Timesteps, source, examples: int, batch_size: int, seed: int) -> Callable:
-    """evaluate(params) -> the mean loss of `examples` examples, going round the source as often as that takes.
+def make_evaluate(
+    loss_fn: Callable, distribution: Timesteps, source, examples: int, batch_size: int, seed: int
+) -> Callable:
+    """evaluate(params) -> the mean loss of `examples` examples, going round the source as often as
+    that takes.
 
-    loss_fn: (params, keys [B], batch, t [B]) -> losses [B]. distribution: of t, one without a state.
-    """
+    loss_fn: (params, keys [B], batch, t [B]) -> losses [B]. distribution: of t, one without a
+    state."""
     t_key, noise_key = jax.random.split(jax.random.key(seed))
 
     def losses(params, index, batch):

@@ -1,4 +1,5 @@
-"""What a run writes for people and programs: log.txt, metrics.jsonl, TensorBoard events, the progress bar."""
+"""What a run writes for people and programs: log.txt, metrics.jsonl, TensorBoard events, the
+progress bar."""
 
 import contextlib
 import json
@@ -10,27 +11,49 @@ import time
 
 import tqdm
 
-from diffusion_jax.training.checkpoint import write_text
+from diffusion_jax.core.files import write_text
 from diffusion_jax.training.events import Events
 
 
 class RunLog:
-    """The records of a workdir. On resumption, whatever lies beyond the restored step is taken back."""
+    """The records of a workdir. On resumption, whatever lies beyond the restored step is taken
+    back."""
 
-    def __init__(self, workdir: pathlib.Path, step: int, num_steps: int, batch_size: int, silent: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        step: int,
+        num_steps: int,
+        batch_size: int,
+        silent: bool = False,
+    ):
         """silent: writes and says nothing, on the processes of a run but the first."""
         self.silent, self.batch_size = silent, batch_size
-        metrics, text = (pathlib.Path(os.devnull) if silent else workdir / name for name in ("metrics.jsonl", "log.txt"))
+        metrics, text = (
+            pathlib.Path(os.devnull) if silent else workdir / name
+            for name in ("metrics.jsonl", "log.txt")
+        )
         if not silent:
             kept = [line for line in read_metrics(workdir) if line["step"] <= step]
             write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
         with contextlib.ExitStack() as opened:
-            self.metrics, self.text = (opened.enter_context(path.open("a", buffering=1)) for path in (metrics, text))
-            self.events = None if silent else opened.enter_context(Events(workdir / "tensorboard", takes_back=step + 1))
+            self.metrics, self.text = (
+                opened.enter_context(path.open("a", buffering=1)) for path in (metrics, text)
+            )
+            self.events = (
+                None
+                if silent
+                else opened.enter_context(Events(workdir / "tensorboard", takes_back=step + 1))
+            )
             self.opened = opened.pop_all()
         interval = 0.2 if sys.stderr.isatty() else 10.0
         self.bar = tqdm.tqdm(
-            total=num_steps, initial=step, unit="step", mininterval=interval, dynamic_ncols=True, disable=silent
+            total=num_steps,
+            initial=step,
+            unit="step",
+            mininterval=interval,
+            dynamic_ncols=True,
+            disable=silent,
         )
         self.restart_clock(step)
 
@@ -46,13 +69,15 @@ class RunLog:
 
     @contextlib.contextmanager
     def in_step(self):
-        """Within it the host starts a step or waits for one; the rest of the time is logged as the share `outside_step`."""
+        """Within it the host starts a step or waits for one; the rest of the time is logged as the
+        share `outside_step`."""
         started = time.perf_counter()
         yield
         self.in_steps += time.perf_counter() - started
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """A line of metrics.jsonl and a point of each TensorBoard curve; NaN, an empty quartile, is left out."""
+        """A line of metrics.jsonl and a point of each TensorBoard curve; NaN, an empty quartile, is
+        left out."""
         metrics = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         self.metrics.write(json.dumps({"step": step, **metrics}) + "\n")
         if self.events:
@@ -60,7 +85,8 @@ class RunLog:
                 self.events.scalar(name, value, step)
 
     def write_training(self, step: int, metrics: dict[str, float], learning_rate: float) -> None:
-        """As `write`, with the learning rate and, of the steps since `restart_clock`, the speed, which the bar shows, too."""
+        """As `write`, with the learning rate and, of the steps since `restart_clock`, the speed,
+        which the bar shows, too."""
         metrics, shown = {**metrics, "learning_rate": learning_rate}, f"loss {metrics['loss']:.4f}"
         if steps := step - self.clock_step:
             seconds = time.perf_counter() - self.clock
@@ -77,7 +103,8 @@ class RunLog:
             self.events.image(name, image, step)
 
     def flush(self) -> None:
-        """All so far is on the disk when this returns, so that a checkpoint is never ahead of it."""
+        """All so far is on the disk when this returns, so that a checkpoint is never ahead of
+        it."""
         for file in () if self.silent else (self.metrics, self.text):
             file.flush()
             os.fsync(file.fileno())

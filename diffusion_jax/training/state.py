@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.types import PyTree
+from diffusion_jax.core.types import PyTree
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step changes. `timesteps` is the state of the distribution of t, () for one that has none."""
+    """What a step changes. `timesteps` is the state of the distribution of t, () for one that has
+    none."""
 
     step: jax.Array  # int32 scalar, the number of optimizer steps taken
     params: PyTree
@@ -20,10 +21,14 @@ class TrainState(flax.struct.PyTreeNode):
     timesteps: Any = ()
 
 
-def init_state(params: PyTree, optimizer: optax.GradientTransformation, timesteps: PyTree = ()) -> TrainState:
+def init_state(
+    params: PyTree, optimizer: optax.GradientTransformation, timesteps: PyTree = ()
+) -> TrainState:
     """The state before the first step; the EMA starts at the parameters."""
     ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), timesteps)
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), timesteps
+    )
 
 
 def warmed_up_ema(decay: float):

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.noise import example_keys, fold_in, normal
-from diffusion_jax.training.augment import augment
+from diffusion_jax.conditioning.augment import augment
+from diffusion_jax.core.noise import example_keys, fold_in, normal
+from diffusion_jax.core.types import ApplyFn, Loss, Schedule, Timesteps
+from diffusion_jax.devices.cpu import unroll
 from diffusion_jax.training.clipping import global_norm
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import ApplyFn, Loss, Schedule, Timesteps
 
 
 def make_loss_fn(
@@ -21,13 +22,14 @@ def make_loss_fn(
     no_label: int = 0,
     augmentation: float = 0.0,
 ) -> Callable:
-    """(params, keys [B], batch, t [B]) -> losses [B] of a batch {"image": uint8 [B, H, W, C], "label": int [B], optional}.
+    """(params, keys [B], batch, t [B]) -> losses [B] of a batch {"image": uint8 [B, H, W, C],
+    "label": int [B], optional}.
 
-    apply_fn takes `dropout_key` besides: the key of the batch's dropout. With the probability `label_dropout` an example's
-    label, which the batch must then have, becomes `no_label` (Ho & Salimans 2022, algorithm 1), by the example's own key.
-    With an `augmentation` above 0 images are transformed by `augment.augment` with that probability, and apply_fn is given
-    the conditioning as `augmentation`.
-    """
+    apply_fn takes `dropout_key` besides: the key of the batch's dropout. With the probability
+    `label_dropout` an example's label, which the batch must then have, becomes `no_label` (Ho &
+    Salimans 2022, algorithm 1), by the example's own key. With an `augmentation` above 0 images are
+    transformed by `augment.augment` with that probability, and apply_fn is given the conditioning
+    as `augmentation`."""
 
     def loss_fn(params, keys, batch, t, dropout_key=None):
         x0, labels = to_float(batch["image"]), batch.get("label")
@@ -61,15 +63,15 @@ def make_train_step(
 ) -> Callable:
     """step(state, key, batch) -> (state, metrics): one optimizer step and one EMA step on a batch.
 
-    loss_fn: (params, keys [b], batch, t [b], dropout_key) -> losses [b]. ema: step -> decay. t_range: the least and the
-    largest t, for the loss by quartile of t. accumulation: gradients of that many equal parts of the batch are summed one
-    after the other, with the result of the whole batch. Under pmap, axis_name names the axis and the batch is this
-    device's share. spread: of a mesh, puts arrays [accumulation, b, ...] of an accumulated batch on all devices again.
+    loss_fn: (params, keys [b], batch, t [b], dropout_key) -> losses [b]. ema: step -> decay.
+    t_range: the least and the largest t, for the loss by quartile of t. accumulation: gradients of
+    that many equal parts of the batch are summed one after the other, with the result of the whole
+    batch. Under pmap, axis_name names the axis and the batch is this device's share. spread: of a
+    mesh, puts arrays [accumulation, b, ...] of an accumulated batch on all devices again.
 
-    Example number i of the whole batch meets the same t and the same noise, those of state.step and i, on any number of
-    devices and in any number of parts; dropout alone depends on these. Metrics are float32 scalars; a quartile that no
-    example fell into is NaN.
-    """
+    Example number i of the whole batch meets the same t and the same noise, those of state.step and
+    i, on any number of devices and in any number of parts; dropout alone depends on these. Metrics
+    are float32 scalars; a quartile that no example fell into is NaN."""
     devices = lambda: jax.lax.axis_size(axis_name) if axis_name else 1
     mean = lambda tree: jax.lax.pmean(tree, axis_name) if axis_name else tree
     gather = lambda a: jax.lax.all_gather(a, axis_name, tiled=True) if axis_name else a
@@ -77,11 +79,15 @@ def make_train_step(
     def step(state: TrainState, key, batch):
         size = jax.tree.leaves(batch)[0].shape[0]
         if size % accumulation:
-            raise ValueError(f"a batch of {size} a device is not divisible into {accumulation} accumulated parts")
+            raise ValueError(
+                f"a batch of {size} a device is not divisible into {accumulation} accumulated parts"
+            )
         key = jax.random.fold_in(key, state.step)
         first = jax.lax.axis_index(axis_name) * size if axis_name else 0
         index = first + jnp.arange(size)
-        t, weights = timesteps.sample(state.timesteps, jax.random.fold_in(key, 0), index, size * devices())
+        t, weights = timesteps.sample(
+            state.timesteps, jax.random.fold_in(key, 0), index, size * devices()
+        )
         keys = example_keys(jax.random.fold_in(key, 1), index)
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), first)
 
@@ -98,17 +104,29 @@ def make_train_step(
             (_, losses), gradients = gradient(state.params, keys, batch, t, weights, dropout_key)
         else:
             split = lambda a: spread(a.reshape((accumulation, size // accumulation) + a.shape[1:]))
-            parts = (*jax.tree.map(split, (keys, batch, t, weights)), jax.random.split(dropout_key, accumulation))
+            parts = (
+                *jax.tree.map(split, (keys, batch, t, weights)),
+                jax.random.split(dropout_key, accumulation),
+            )
             zeros = jax.tree.map(jnp.zeros_like, state.params)
             total, losses = jax.lax.scan(accumulate, zeros, parts, unroll=unroll(accumulation))
-            gradients, losses = jax.tree.map(lambda g: g / accumulation, total), losses.reshape(size)
+            gradients, losses = (
+                jax.tree.map(lambda g: g / accumulation, total),
+                losses.reshape(size),
+            )
 
         gradients = mean(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema(state.step))
         t, losses, weights = gather(t), gather(losses), gather(weights)
-        state = TrainState(state.step + 1, params, ema_params, opt_state, timesteps.update(state.timesteps, t, losses))
+        state = TrainState(
+            state.step + 1,
+            params,
+            ema_params,
+            opt_state,
+            timesteps.update(state.timesteps, t, losses),
+        )
         metrics = {
             "loss": jnp.mean(weights * losses),
             **loss_by_quartile(t, losses, t_range),
@@ -118,11 +136,6 @@ def make_train_step(
         return state, metrics
 
     return step
-
-
-def unroll(length: int) -> int:
-    """Of loops round gradients: all of it on the CPU, where XLA runs a convolution's gradient 70 times slower in a loop."""
-    return length if jax.default_backend() == "cpu" else 1
 
 
 def loss_by_quartile(t, losses, t_range: tuple[float, float]) -> dict:

@@ -1,0 +1,350 @@
+"""Noise schedules: how alpha and sigma depend on t.
+
+Tables are built in NumPy float64 and index t = 0 ... T-1, index 0 being the first noising step. In
+float32 they would be off by 0.3 % in 1 - alphas_cumprod[0] (cosine, T = 4000). Schedules in
+continuous time are formulas in t, real numbers from t_min to t_max of any shape, and do not check
+t."""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core
+
+from diffusion_jax.core.types import CLEAN, Array, Level, Schedule
+
+MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: "clip beta_t to be no larger than 0.999"
+
+
+def _check_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+
+
+def _betas_for(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """Betas [T] whose cumulative product follows alphas_cumprod [T + 1], clipped at `MAX_BETA`."""
+    return np.minimum(1.0 - alphas_cumprod[1:] / alphas_cumprod[:-1], MAX_BETA)
+
+
+def linear_betas(
+    num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
+    """Betas [T] float64, linear from beta_start to beta_end, both scaled by 1000 / num_steps (Ho et
+    al. 2020, section 4).
+
+    The scale keeps the last alphas_cumprod the same for every T (Nichol & Dhariwal 2021). Raises
+    ValueError where it pushes a beta above 1: T < 20 with the default ends."""
+    _check_steps(num_steps)
+    scale = 1000.0 / num_steps
+    if scale * max(beta_start, beta_end) > 1.0:
+        least = int(np.ceil(1000.0 * max(beta_start, beta_end)))
+        raise ValueError(
+            f"a linear schedule of {num_steps} steps has betas above 1; use at least {least} steps"
+        )
+    return np.linspace(scale * beta_start, scale * beta_end, num_steps, dtype=np.float64)
+
+
+def cosine_betas(num_steps: int = 1000, s: float = 0.008) -> np.ndarray:
+    """Betas [T] float64 of alphas_cumprod = f(t) / f(0), f(t) = cos^2((t/T + s) / (1 + s) pi/2),
+    clipped at 0.999.
+
+    Nichol & Dhariwal 2021, eq. 17.
+    """
+    _check_steps(num_steps)
+    u = np.arange(num_steps + 1, dtype=np.float64) / num_steps
+    return _betas_for(np.cos((u + s) / (1.0 + s) * np.pi / 2.0) ** 2)
+
+
+def sigmoid_betas(
+    num_steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0
+) -> np.ndarray:
+    """Betas [T] float64 of alphas_cumprod falling as a sigmoid of t/T from start to end, clipped at
+    0.999.
+
+    Jabri et al. 2022, algorithm 1 (`sigmoid_schedule`); `tau` is its temperature.
+    """
+    _check_steps(num_steps)
+    u = np.arange(num_steps + 1, dtype=np.float64) / num_steps
+    sigmoid = lambda a: 1.0 / (1.0 + np.exp(-a / tau))
+    return _betas_for(
+        (sigmoid(end) - sigmoid(start + u * (end - start))) / (sigmoid(end) - sigmoid(start))
+    )
+
+
+def posterior_tables(betas: Array) -> dict[str, np.ndarray]:
+    """DDPM's tables for betas [T], each [T] float64 and named as in its paper (Ho et al. 2020, eqs.
+    4, 6, 7).
+
+    `alphas_cumprod`, `alphas_cumprod_prev`, `posterior_variance` (beta-tilde),
+    `posterior_log_variance_clipped` (its first entry, log 0, replaced by the second),
+    `posterior_mean_coef1` (of x0) and `posterior_mean_coef2` (of x_t). For plots and for readers of
+    the papers: samplers and losses use `process.q_posterior`, which needs no table."""
+    betas = np.asarray(betas, np.float64)
+    alphas_cumprod = np.cumprod(1.0 - betas)
+    prev = np.append(1.0, alphas_cumprod[:-1])
+    variance = betas * (1.0 - prev) / (1.0 - alphas_cumprod)
+    return {
+        "alphas_cumprod": alphas_cumprod,
+        "alphas_cumprod_prev": prev,
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.append(variance[1:2], variance[1:])),
+        "posterior_mean_coef1": betas * np.sqrt(prev) / (1.0 - alphas_cumprod),
+        "posterior_mean_coef2": (1.0 - prev) * np.sqrt(1.0 - betas) / (1.0 - alphas_cumprod),
+    }
+
+
+def _alpha_of(logsnr) -> jax.Array:
+    """alpha where alpha^2 + sigma^2 = 1; sigma is that of -logsnr."""
+    return jnp.sqrt(jax.nn.sigmoid(logsnr))
+
+
+def from_betas(betas: Array) -> Schedule:
+    """The table schedule of betas [T], each in (0, 1].
+
+    `level(t)` takes t in 0 ... T-1, any shape. Integers index the table; floats between two indices
+    are interpolated linearly in log-SNR, which `inverse` undoes. Raises ValueError for a t out of
+    range that is known on the host (JAX would clamp it silently); a traced one is that of the
+    nearer end."""
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or betas.size == 0:
+        raise ValueError(f"betas must be a list of numbers, not an array of shape {betas.shape}")
+    if not (np.all(betas > 0.0) and np.all(betas <= 1.0)):
+        raise ValueError("every beta must lie in (0, 1]")
+    num_steps = betas.size
+    alphas_cumprod = np.cumprod(1.0 - betas)
+    alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod)
+    with np.errstate(divide="ignore"):
+        logsnr = np.maximum(
+            2.0 * (np.log(alpha) - np.log(sigma)), -1e4
+        )  # finite where a last beta is 1: it is interpolated
+
+    def between(t) -> Level:
+        index = jnp.floor(t).astype(jnp.int32)
+        fraction, table = t - index, jnp.asarray(logsnr)
+        mixed = (1.0 - fraction) * table[index] + fraction * table[
+            jnp.minimum(index + 1, num_steps - 1)
+        ]
+        entry = lambda column, value: jnp.where(fraction == 0.0, jnp.asarray(column)[index], value)
+        return Level(t, entry(alpha, _alpha_of(mixed)), entry(sigma, _alpha_of(-mixed)))
+
+    def level(t) -> Level:
+        if not isinstance(t, core.Tracer) and not np.all(
+            (np.asarray(t) >= 0) & (np.asarray(t) <= num_steps - 1)
+        ):
+            raise ValueError(f"t must be a number from 0 to {num_steps - 1}, not {np.asarray(t)}")
+        t = jnp.asarray(t)
+        if jnp.issubdtype(t.dtype, jnp.floating):
+            return between(jnp.clip(t, 0, num_steps - 1))
+        index = t.astype(jnp.int32)
+        return Level(index, jnp.asarray(alpha)[index], jnp.asarray(sigma)[index])
+
+    def inverse(logsnr_) -> jax.Array:
+        return jnp.interp(
+            jnp.asarray(logsnr_), jnp.asarray(logsnr[::-1]), jnp.arange(num_steps - 1, -1, -1.0)
+        )
+
+    return Schedule(level, inverse, t_min=0, t_max=num_steps - 1, num_steps=num_steps)
+
+
+def previous(schedule: Schedule, level: Level) -> Level:
+    """The next-cleaner neighbours of a table's levels, scalar or [B]; clean, `CLEAN`'s alpha and
+    sigma, before index 0.
+
+    That of a fractional t is t - 1, or index 0 where 0 < t < 1, so that a chain of neighbours ends
+    with the table's own hop."""
+    if schedule.num_steps is None:
+        raise ValueError("only a table's levels have neighbours")
+    before = schedule.level(jnp.maximum(jnp.asarray(level.t) - 1, 0))
+    first = jnp.asarray(level.t) <= 0
+    return Level(
+        jnp.where(first, CLEAN.t, before.t),
+        jnp.where(first, CLEAN.alpha, before.alpha),
+        jnp.where(first, CLEAN.sigma, before.sigma),
+    )
+
+
+def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """DDPM's schedule, `linear_betas` as a table."""
+    return from_betas(linear_betas(num_steps, beta_start, beta_end))
+
+
+def cosine(num_steps: int = 1000, s: float = 0.008) -> Schedule:
+    """Improved DDPM's schedule, `cosine_betas` as a table."""
+    return from_betas(cosine_betas(num_steps, s))
+
+
+def sigmoid(
+    num_steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0
+) -> Schedule:
+    """Jabri et al.'s schedule, `sigmoid_betas` as a table."""
+    return from_betas(sigmoid_betas(num_steps, start, end, tau))
+
+
+def _continuous(
+    alpha: Callable, sigma: Callable, inverse: Callable, t_min: float, t_max: float
+) -> Schedule:
+    """The schedule of alpha(t), sigma(t) and inverse(logsnr), functions of real numbers: float64
+    under jax_enable_x64."""
+
+    def real(a):
+        a = jnp.asarray(a)
+        return a.astype(jnp.result_type(a, float))
+
+    def level(t) -> Level:
+        t = real(t)
+        return Level(t, alpha(t), sigma(t))
+
+    return Schedule(level, lambda logsnr: inverse(real(logsnr)), t_min, t_max, num_steps=None)
+
+
+def _check_rising(floor: float, **values: float) -> None:
+    if not all(low < high for low, high in itertools.pairwise((floor, *values.values()))):
+        raise ValueError(
+            f"{' and '.join(values)} must lie above {floor} and rise, not {list(values.values())}"
+        )
+
+
+def from_logsnr(logsnr: Callable, inverse: Callable, t_min: float, t_max: float) -> Schedule:
+    """The continuous, variance-preserving schedule of a log-SNR: alpha^2 = sigmoid(logsnr(t)),
+    sigma^2 = sigmoid(-logsnr(t)).
+
+    logsnr: falls with t in [t_min, t_max]; inverse: logsnr -> t. Both work on arrays of any shape
+    (Kingma et al. 2021, section 3.2)."""
+    return _continuous(
+        lambda t: _alpha_of(logsnr(t)), lambda t: _alpha_of(-logsnr(t)), inverse, t_min, t_max
+    )
+
+
+def linear_logsnr(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
+    """A log-SNR falling linearly from logsnr_max at t = 0 to logsnr_min at t = 1 (Kingma et al.
+    2021, the fixed schedule)."""
+    _check_rising(-np.inf, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    fall = logsnr_max - logsnr_min
+    return from_logsnr(
+        lambda t: logsnr_max - fall * t, lambda logsnr: (logsnr_max - logsnr) / fall, 0.0, 1.0
+    )
+
+
+def cosine_logsnr(
+    logsnr_min: float = -15.0, logsnr_max: float = 15.0, shift: float = 0.0
+) -> Schedule:
+    """Alpha a cosine and sigma a sine, logsnr = -2 log tan(u) + shift, u linear in t (Hoogeboom et
+    al. 2023, section 3.1).
+
+    Nichol & Dhariwal 2021's cosine in continuous time, from logsnr_max at t = 0 to logsnr_min at t
+    = 1 whatever the shift, which is 2 log(64 / d) to give images d pixels wide the noise of 64 x 64
+    ones."""
+    _check_rising(-np.inf, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    first = float(np.arctan(np.exp(-0.5 * (logsnr_max - shift))))  # u at t = 0
+    last = float(np.arctan(np.exp(0.5 * (logsnr_min - shift))))  # pi/2 - u at t = 1
+    width = 0.5 * np.pi - first - last
+
+    def logsnr(t):
+        # log cos(u) from pi/2 - u, which keeps its digits at the noisy end
+        return (
+            2.0 * (jnp.log(jnp.sin(last + width * (1.0 - t))) - jnp.log(jnp.sin(first + width * t)))
+            + shift
+        )
+
+    return from_logsnr(
+        logsnr, lambda lam: (jnp.arctan(jnp.exp(-0.5 * (lam - shift))) - first) / width, 0.0, 1.0
+    )
+
+
+def _integrated_beta(beta_min: float, beta_max: float) -> tuple[Callable, Callable]:
+    """B(t), the integral from 0 of beta(t) = beta_min + t (beta_max - beta_min), and its
+    inverse."""
+    if not (0.0 <= beta_min <= beta_max and beta_max > 0.0):
+        raise ValueError(f"betas must be at least 0 and not fall: {beta_min} and {beta_max}")
+    slope = beta_max - beta_min
+    integral = lambda t: t * (beta_min + 0.5 * slope * t)
+    inverse = lambda b: (
+        2.0 * b / (beta_min + jnp.sqrt(beta_min**2 + 2.0 * slope * b))
+    )  # no difference of near numbers
+    return integral, inverse
+
+
+def vp(
+    beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
+) -> Schedule:
+    """The VP SDE, DDPM in continuous time: alpha^2 = exp(-integral of a linear beta) (Song et al.
+    2021b, eqs. 11 and 29).
+
+    sigma^2 = 1 - alpha^2; beta(t) = beta_min + t (beta_max - beta_min).
+    """
+    _check_rising(0.0, t_min=t_min, t_max=t_max)
+    integral, inverse = _integrated_beta(beta_min, beta_max)
+    alpha, sigma = (
+        lambda t: jnp.exp(-0.5 * integral(t)),
+        lambda t: jnp.sqrt(-jnp.expm1(-integral(t))),
+    )
+    return _continuous(alpha, sigma, lambda logsnr: inverse(jax.nn.softplus(-logsnr)), t_min, t_max)
+
+
+def sub_vp(
+    beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
+) -> Schedule:
+    """The sub-VP SDE: the VP SDE's alpha with less noise, sigma = 1 - alpha^2 (Song et al. 2021b,
+    eqs. 12 and 29)."""
+    _check_rising(0.0, t_min=t_min, t_max=t_max)
+    integral, inverse = _integrated_beta(beta_min, beta_max)
+    alpha, sigma = lambda t: jnp.exp(-0.5 * integral(t)), lambda t: -jnp.expm1(-integral(t))
+    # sigma / alpha = 1 / alpha - alpha = 2 sinh(integral / 2)
+    return _continuous(
+        alpha,
+        sigma,
+        lambda logsnr: inverse(2.0 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * logsnr))),
+        t_min,
+        t_max,
+    )
+
+
+def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
+    """The VE SDE: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (Song et al.
+    2021b, appendix C)."""
+    _check_rising(0.0, sigma_min=sigma_min, sigma_max=sigma_max)
+    log_min, log_ratio = float(np.log(sigma_min)), float(np.log(sigma_max / sigma_min))
+    sigma = lambda t: jnp.exp(log_min + log_ratio * t)
+    return _continuous(
+        jnp.ones_like, sigma, lambda logsnr: (-0.5 * logsnr - log_min) / log_ratio, 0.0, 1.0
+    )
+
+
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
+    """EDM's schedule: alpha = 1 and sigma = t, from sigma_min to sigma_max (Karras et al. 2022,
+    table 1)."""
+    _check_rising(0.0, sigma_min=sigma_min, sigma_max=sigma_max)
+    return _continuous(
+        jnp.ones_like, lambda t: t, lambda logsnr: jnp.exp(-0.5 * logsnr), sigma_min, sigma_max
+    )
+
+
+def rectified_flow(t_min: float = 1e-3, t_max: float = 0.999) -> Schedule:
+    """The straight path, alpha = 1 - t and sigma = t (Liu et al. 2022, eq. 1; Lipman et al. 2023,
+    section 4.1).
+
+    t_max may be 1, pure noise, for predictions that can be decoded at alpha = 0.
+    """
+    _check_rising(0.0, t_min=t_min, t_max=t_max)
+    if t_max > 1.0:
+        raise ValueError(f"t_max must be at most 1, not {t_max}")
+    return _continuous(
+        lambda t: 1.0 - t, lambda t: t, lambda logsnr: jax.nn.sigmoid(-0.5 * logsnr), t_min, t_max
+    )
+
+
+BETAS = {"linear": linear_betas, "cosine": cosine_betas, "sigmoid": sigmoid_betas}
+SCHEDULES = {
+    "linear": linear,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "vp": vp,
+    "sub_vp": sub_vp,
+    "ve": ve,
+    "edm": edm,
+    "rectified_flow": rectified_flow,
+    "linear_logsnr": linear_logsnr,
+    "cosine_logsnr": cosine_logsnr,
+}

@@ -1,0 +1,166 @@
+"""Training-time distributions of t, with weights 1 / (T p(t)) that keep the loss's expectation that
+of uniform t.
+
+`lognormal` and `logit_normal` are part of their papers' objectives instead: their weights are 1.
+Example number i of a step draws from fold_in(key, i), so that it meets the same t whatever the
+number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.core.types import Schedule, Timesteps
+
+
+def _stateless(sample) -> Timesteps:
+    return Timesteps(init=lambda: (), sample=sample, update=lambda state, t, losses: state)
+
+
+def _uniform_numbers(key, index):
+    """A number in [0, 1) for every example, from its own key."""
+    return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index)
+
+
+def _table(schedule: Schedule) -> int:
+    if schedule.num_steps is None:
+        raise ValueError("this distribution of t needs a table schedule")
+    return schedule.num_steps
+
+
+def _draw(probabilities, key, index):
+    """Indices [B] by inversion of the distribution function, and their weights 1 / (T p)."""
+    cumulative = jnp.cumsum(probabilities)
+    t = jnp.searchsorted(cumulative, _uniform_numbers(key, index) * cumulative[-1], side="right")
+    t = jnp.minimum(t, len(probabilities) - 1)
+    return t, 1.0 / (len(probabilities) * probabilities[t])
+
+
+def uniform(schedule: Schedule) -> Timesteps:
+    """t uniform over the table's indices, or over [t_min, t_max] in continuous time; weights 1 (Ho
+    et al. 2020, alg. 1)."""
+
+    def one(key, index):
+        key = jax.random.fold_in(key, index)
+        if schedule.num_steps is not None:
+            return jax.random.randint(key, (), 0, schedule.num_steps)
+        return jax.random.uniform(key, (), minval=schedule.t_min, maxval=schedule.t_max)
+
+    def sample(state, key, index, total):
+        return jax.vmap(one, (None, 0))(key, index), jnp.ones(index.shape)
+
+    return _stateless(sample)
+
+
+def low_discrepancy(schedule: Schedule) -> Timesteps:
+    """Uniform t for each example, evenly spread over a batch: (u + i / total) mod 1 (Kingma et al.
+    2021, appendix I.1)."""
+
+    def sample(state, key, index, total):
+        u = (jax.random.uniform(key) + index / total) % 1.0
+        if schedule.num_steps is not None:
+            t = jnp.minimum((u * schedule.num_steps).astype(jnp.int32), schedule.num_steps - 1)
+        else:
+            t = schedule.t_min + u * (schedule.t_max - schedule.t_min)
+        return t, jnp.ones(index.shape)
+
+    return _stateless(sample)
+
+
+def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0.001) -> Timesteps:
+    """p(t) ~ sqrt(E[L_t^2]) over the last `history` losses of each t, with a uniform part (Nichol &
+    Dhariwal 2021, eq. 18).
+
+    Uniform until every t has its full history. The state {"losses": [T, history], "counts": [T]} is
+    updated with all examples of the step, in the order of their numbers, the same on all devices.
+    """
+    num_steps = _table(schedule)
+
+    def init():
+        return {
+            "losses": jnp.zeros((num_steps, history)),
+            "counts": jnp.zeros((num_steps,), jnp.int32),
+        }
+
+    def sample(state, key, index, total):
+        return _draw(second_moment_probabilities(state, uniform_part), key, index)
+
+    def update(state, t, losses):
+        def one(state, example):
+            t, loss = example
+            row, count = state["losses"][t], state["counts"][t]
+            full = count == history
+            row = (
+                jnp.where(full, jnp.roll(row, -1), row)
+                .at[jnp.minimum(count, history - 1)]
+                .set(loss)
+            )
+            return {
+                "losses": state["losses"].at[t].set(row),
+                "counts": state["counts"].at[t].set(jnp.minimum(count + 1, history)),
+            }, None
+
+        return jax.lax.scan(one, state, (t, losses))[0]
+
+    return Timesteps(init, sample, update)
+
+
+def second_moment_probabilities(state, uniform_part: float = 0.001) -> jax.Array:
+    """p [T] of `second_moment`'s state; uniform while a history is not full."""
+    losses, counts = state["losses"], state["counts"]
+    root = jnp.sqrt(jnp.mean(losses**2, axis=-1))
+    even = jnp.full(len(counts), 1.0 / len(counts))
+    learned = (1.0 - uniform_part) * root / jnp.maximum(jnp.sum(root), 1e-37) + uniform_part * even
+    return jnp.where(jnp.all(counts == losses.shape[-1]), learned, even)
+
+
+def score_norm(schedule: Schedule) -> Timesteps:
+    """p(t) ~ E||grad log q(x_t | x0)||^2 / dim = 1 / sigma_t^2, the score's expected squared norm
+    (Song et al. 2021, eq. 7)."""
+    level = schedule.level(np.arange(_table(schedule)))
+    inverse = 1.0 / np.asarray(level.sigma, np.float64) ** 2
+    probabilities = jnp.asarray(inverse / inverse.sum(), jnp.float32)
+    return _stateless(lambda state, key, index, total: _draw(probabilities, key, index))
+
+
+def _normal_numbers(key, index):
+    """A standard normal number for every example, from its own key."""
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
+
+
+def _unweighted(schedule: Schedule, t_of) -> Timesteps:
+    """t_of(standard normal numbers), clipped to the schedule's range and rounded to a table's
+    indices; weights 1."""
+
+    def sample(state, key, index, total):
+        t = jnp.clip(t_of(_normal_numbers(key, index)), schedule.t_min, schedule.t_max)
+        t = t if schedule.num_steps is None else jnp.round(t).astype(jnp.int32)
+        return t, jnp.ones(index.shape)
+
+    return _stateless(sample)
+
+
+def lognormal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> Timesteps:
+    """log(sigma / alpha) ~ N(mean, std^2), EDM's distribution of noise levels; weights 1 (Karras et
+    al. 2022, table 1)."""
+    return _unweighted(schedule, lambda z: schedule.inverse(-2.0 * (mean + std * z)))
+
+
+def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Timesteps:
+    """t the sigmoid of N(mean, std^2), stretched over [t_min, t_max]; weights 1 (Esser et al. 2024,
+    section 3.1)."""
+    low, width = schedule.t_min, schedule.t_max - schedule.t_min
+    return _unweighted(schedule, lambda z: low + width * jax.nn.sigmoid(mean + std * z))
+
+
+TIMESTEPS = {
+    "uniform": uniform,
+    "low_discrepancy": low_discrepancy,
+    "second_moment": second_moment,
+    "score_norm": score_norm,
+    "lognormal": lognormal,
+    "logit_normal": logit_normal,
+}
+OBJECTIVES = (
+    "lognormal",
+    "logit_normal",
+)  # whose weights are 1 because the objective is the mean over them

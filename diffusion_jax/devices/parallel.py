@@ -1,0 +1,377 @@
+"""Devices and processes. Nothing else in the package mentions them.
+
+One host's step is pmapped. On several hosts, or with sharded parameters, it is jitted over a mesh
+of all devices with the axes data and fsdp (Rajbhandari et al. 2020; Xu et al. 2021): XLA partitions
+it. Both give the same numbers."""
+
+import atexit
+import contextlib
+import gc
+import importlib.util
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax._src import distributed
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from diffusion_jax.core.errors import Interrupted, UserError
+from diffusion_jax.core.types import PyTree
+from diffusion_jax.devices import cpu
+
+AXIS = "batch"  # of the pmapped step
+AXES = ("data", "fsdp")  # of the mesh; a batch is cut along both
+KINDS = ("auto", "pmap", "mesh")
+# Arrays of fewer numbers, most of a network's, are joined before their norm is taken: XLA compiles
+# several programs for each. `cut_axis` leaves them whole, so that no device asks another for its
+# part.
+SMALL = 1024
+
+
+def start() -> None:
+    """Joins the processes of a run, where the environment says that there are several.
+
+    They are found by themselves on TPU pods, under SLURM and under Open MPI 4. Elsewhere
+    JAX_COORDINATOR_ADDRESS, the host and port of process 0, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    say it. Must come before JAX's first use of a device."""
+    if jax.distributed.is_initialized():
+        return
+    address, named = (
+        os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+    )
+    found = {name: os.environ[name] for name in named if name in os.environ}
+    sizes = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    if found and address:
+        if len(found) < 2 or not all(value.isdecimal() for value in found.values()):
+            raise UserError(
+                f"JAX_COORDINATOR_ADDRESS needs {named[0]} and {named[1]}, whole numbers, beside it"
+            )
+        number, process = (int(found[name]) for name in named)
+        if process >= number:
+            raise UserError(f"JAX_PROCESS_ID={process} must be below JAX_NUM_PROCESSES={number}")
+        jax.distributed.initialize(
+            address, number, process, cluster_detection_method="deactivate"
+        )  # all local devices
+    elif any(size.isdecimal() and int(size) > 1 for size in sizes):
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            names = ", ".join(("JAX_COORDINATOR_ADDRESS", *named))
+            raise UserError(
+                f"JAX does not find the other processes ({error}); set {names}"
+            ) from None
+    elif importlib.util.find_spec("libtpu"):
+        with contextlib.suppress(ValueError):  # there is the library, but no TPU
+            jax.distributed.initialize()
+    if jax.process_count() > 1:
+        atexit.register(ENDED.set)
+        threading.Thread(target=_end_with_the_others, daemon=True).start()
+
+
+FAILURE = "diffusion_jax/failure"  # the key under which a process leaves its message
+ENDED = threading.Event()  # this process ends
+
+
+def _end_with_the_others() -> None:
+    """Ends this process, with the same words, when another one fails."""
+    client: Any = distributed.global_state.client
+    while not ENDED.wait(1.0):
+        try:
+            message = client.key_value_try_get(FAILURE)
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" not in str(error):
+                return  # the service has ended, and JAX sees to the rest
+            continue
+        if not message.startswith(f"{jax.process_index()}:"):
+            _exit(message)
+
+
+def _exit(message: str) -> None:
+    print(f"error: process {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if primary():
+        time.sleep(3.0)  # it keeps the message: the others read it first
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within it, what one process fails of ends all processes, with its message and status 2;
+    others would wait for ever."""
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1 or isinstance(error, Interrupted):
+            raise
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        message = f"{jax.process_index()}: " + " ".join(str(error).split())
+        client: Any = distributed.global_state.client
+        try:
+            client.key_value_set(FAILURE, message)
+        except jax.errors.JaxRuntimeError:  # another one failed first, and this one of that
+            message = client.key_value_try_get(FAILURE)
+        _exit(message)
+
+
+def primary() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def process() -> tuple[int, int]:
+    """(number of this process, how many there are)"""
+    return jax.process_index(), jax.process_count()
+
+
+def agreed(value: int) -> int:
+    """Process 0's value, on all processes."""
+    return (
+        int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+        if jax.process_count() > 1
+        else value
+    )
+
+
+def wait_for_all(name: str) -> None:
+    """Until every process has come to the place of that name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+ASKED = [0]  # the last step that `preempted` was asked after
+
+
+def preempted(step: int) -> bool:
+    """Whether, after this step, all processes stop, since one of them got SIGTERM; every process
+    must ask after the same steps.
+
+    JAX agrees on one step by its number, which may lie between those asked after: it is asked about
+    these, too."""
+    if jax.process_count() == 1:
+        return False
+    steps, ASKED[0] = range(min(ASKED[0], step - 1) + 1, step + 1), step
+    return any([multihost_utils.reached_preemption_sync_point(number) for number in steps])
+
+
+def cut_axis(shape: tuple[int, ...], fsdp: int) -> int | None:
+    """The longest axis that fsdp divides, the last of several; None where there is none, or fewer
+    than SMALL numbers."""
+    axes = [axis for axis, length in enumerate(shape) if length % fsdp == 0]
+    if fsdp == 1 or not axes or np.prod(shape) < SMALL:
+        return None
+    return max(axes, key=lambda axis: (shape[axis], axis))
+
+
+class Layout(NamedTuple):
+    """How a run lies on the devices of all processes."""
+
+    mesh: jax.sharding.Mesh  # [data, fsdp]
+    pmapped: bool  # the step, which then has the axis AXIS
+
+    @property
+    def whole(self) -> NamedSharding:
+        """A copy on every device. pmap returns its results on a mesh of its own: what lies there
+        compiles only once."""
+        mesh = (
+            jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,)) if self.pmapped else self.mesh
+        )
+        return NamedSharding(mesh, PartitionSpec())
+
+    def __str__(self) -> str:
+        devices, processes = self.mesh.devices.flat, jax.process_count()
+        text = f"{len(devices)} x {devices[0].device_kind}" + (
+            f" of {processes} processes" if processes > 1 else ""
+        )
+        return text + (
+            f", each copy of the state on {fsdp}" if (fsdp := self.mesh.shape["fsdp"]) > 1 else ""
+        )
+
+    def examples(self, axis: int = 0) -> NamedSharding:
+        """That axis is shared out among all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXES))
+
+    def cut(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Of an array of the state, cut along its `cut_axis`."""
+        axis = cut_axis(shape, self.mesh.shape["fsdp"])
+        return (
+            self.whole
+            if axis is None
+            else NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+        )
+
+    def state(self, shapes: PyTree) -> PyTree:
+        """`shapes` (of eval_shape) with the place of every array: parameters, their average and the
+        optimizer's alike."""
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.cut(a.shape)), shapes
+        )
+
+    def gathered(self, loss_fn: Callable) -> Callable:
+        """loss_fn, on every device with all of the parameters, gathered where they are used, and
+        its share of the batch."""
+        if self.pmapped:
+            return loss_fn
+        return lambda params, *args: loss_fn(
+            jax.lax.with_sharding_constraint(params, self.whole), *args
+        )
+
+    def spread(self, parts: PyTree) -> PyTree:
+        """The parts of an accumulated batch, arrays [parts, b, ...], each on all devices."""
+        return parts if self.pmapped else jax.lax.with_sharding_constraint(parts, self.examples(1))
+
+
+def layout(kind: str = "auto", fsdp: int = 1) -> Layout:
+    """kind: config.training.parallel. fsdp: devices that share one copy of the state. Raises
+    UserError."""
+    devices = sorted(
+        jax.devices(), key=lambda device: (device.process_index, device.id)
+    )  # a process's lie together
+    if fsdp < 1 or len(devices) % fsdp:
+        raise UserError(
+            f"config.training.fsdp={fsdp} must divide the number of devices, {len(devices)}"
+        )
+    if kind == "pmap" and (jax.process_count() > 1 or fsdp > 1):
+        raise UserError("config.training.parallel=pmap is for one process and fsdp=1; use auto")
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, fsdp), AXES, axis_types=auto)
+    return Layout(mesh, kind != "mesh" and jax.process_count() == 1 and fsdp == 1)
+
+
+def check_batch(batch_size: int, parts: int = 1) -> None:
+    """Raises UserError where a batch cannot be shared out evenly among the devices, and each share
+    cut into `parts`."""
+    share = jax.device_count() * parts
+    if batch_size < 1 or batch_size % share:
+        whose = f"{jax.device_count()} device(s)" + (
+            f" times training.accumulation_steps={parts}" if parts > 1 else ""
+        )
+        lower, upper = max(batch_size // share, 1) * share, (batch_size // share + 1) * share
+        near = f"{lower}" if lower == upper else f"{lower} or {upper}"
+        raise UserError(f"training.batch_size={batch_size} is not divisible by {whose}; use {near}")
+
+
+def place(tree: PyTree) -> PyTree:
+    """The arrays on every device."""
+    tree = jax.tree.map(np.asarray, tree) if jax.process_count() > 1 else tree
+    return jax.device_put(tree, layout().whole)
+
+
+def initial(init: Callable, key: jax.Array, where: PyTree) -> PyTree:
+    """init(key), every array made in its place. where: from `Layout.state`."""
+    return jax.jit(
+        init, out_shardings=jax.tree.map(lambda a: a.sharding, where), compiler_options=cpu.once()
+    )(key)
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection within: for a call that traces and compiles, of whose tracing it would
+    be a quarter."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def make_take_steps(
+    layout: Layout, step: Callable, where: PyTree, steps_per_call: int = 1
+) -> Callable:
+    """run(state, key, batch) -> (state, metrics): `step` on all devices, the state, which lies as
+    in `where`, donated.
+
+    step: made with `axis_name=AXIS` where the layout is pmapped. batch: arrays [steps_per_call, b,
+    ...] of this process's share b of every batch. metrics: arrays [steps_per_call]."""
+
+    def several(state, key, batches):
+        body = lambda state, batch: step(state, key, batch)
+        if steps_per_call == 1:
+            state, metrics = body(state, jax.tree.map(lambda a: a[0], batches))
+            return state, jax.tree.map(lambda a: a[None], metrics)
+        return jax.lax.scan(body, state, batches, unroll=cpu.unroll(steps_per_call))
+
+    if layout.pmapped:
+        # The batch's second axis is shared out: [K, D, B/D, ...] with the pmapped axis in the
+        # middle.
+        mapped = jax.pmap(
+            several, AXIS, in_axes=(None, None, 1), out_axes=(None, None), donate_argnums=0
+        )
+        count = jax.local_device_count()
+        share_out = lambda a: a.reshape((a.shape[0], count, a.shape[1] // count) + a.shape[2:])
+    else:
+        places = jax.tree.map(lambda a: a.sharding, where)
+        mapped = jax.jit(several, out_shardings=(places, layout.whole), donate_argnums=0)
+        share_out = lambda a: jax.make_array_from_process_local_data(layout.examples(1), a)
+
+    first = True
+
+    def run(state, key, batches):
+        nonlocal first
+        with no_collection() if first else contextlib.nullcontext():
+            after = mapped(state, key, jax.tree.map(share_out, batches))
+        first = False
+        if jax.device_count() > 1 and jax.default_backend() == "cpu":
+            jax.block_until_ready(
+                after
+            )  # virtual CPU devices wait for each other for ever when steps queue up
+        return after
+
+    return run
+
+
+def equal_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(numbers [size] of 0 ... count - 1, how many of them are new) of batches of one size, so that
+    a program compiles once.
+
+    The last batch is filled up with copies of the last number.
+    """
+    for start in range(0, count, size):
+        yield np.minimum(start + np.arange(size), count - 1), min(size, count - start)
+
+
+def map_examples(function: Callable) -> Callable:
+    """run(params, *batches) -> outputs: `function` on examples shared out among the devices of all
+    processes.
+
+    function: (params, *batches [b, ...]) -> pytree of [b, ...], example by example. All processes
+    give the same arguments. A count that the devices don't divide is padded with copies of the last
+    example, which are dropped again. The result is NumPy arrays, on every process."""
+    mapped: dict[int, Callable] = {}
+
+    def run(params, *batches):
+        everything, count = layout(), jax.device_count()
+        shared = everything.examples()
+        if len(batches) not in mapped:
+            specs = (PartitionSpec(),) + (shared.spec,) * len(batches)
+            one = jax.shard_map(
+                function,
+                mesh=everything.mesh,
+                in_specs=specs,
+                out_specs=shared.spec,
+                check_vma=False,
+            )
+            mapped[len(batches)] = jax.jit(one, compiler_options=cpu.evaluating())
+        size = len(jax.tree.leaves(batches)[0])
+        index = np.minimum(np.arange(-(-size // count) * count), size - 1)
+
+        def share_out(a):
+            padded = np.asarray(a)[index]
+            return jax.make_array_from_callback(padded.shape, shared, lambda part: padded[part])
+
+        outputs = mapped[len(batches)](params, *jax.tree.map(share_out, batches))
+        if jax.process_count() > 1:
+            outputs = multihost_utils.process_allgather(outputs, tiled=True)
+        return jax.tree.map(lambda a: np.asarray(a)[:size], outputs)
+
+    return run

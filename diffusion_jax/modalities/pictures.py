@@ -1,0 +1,63 @@
+"""Pictures of images: grids, single PNGs, GIFs and strips (Pillow)."""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+DARK = 32  # of 0 ... 255, between the images of a grid
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1], clipped, -> uint8 0 ... 255."""
+    return np.clip(np.round((np.asarray(images) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def tile(images: np.ndarray, rows: int, pad: int = 1) -> np.ndarray:
+    """uint8 [N, H, W, C] -> one picture uint8 [., ., 1 or 3] of `rows` rows; image i is in row i %
+    rows, so that with labels in turn every class has its row. Missing ones are left dark; colours
+    beyond the third are dropped."""
+    n, h, w, c = images.shape
+    images = images[..., :3] if c >= 3 else images[..., :1]
+    columns = -(-n // rows)
+    canvas = np.full(
+        (rows * (h + pad) + pad, columns * (w + pad) + pad, images.shape[-1]), DARK, np.uint8
+    )
+    for i, image in enumerate(images):
+        y, x = pad + (i % rows) * (h + pad), pad + (i // rows) * (w + pad)
+        canvas[y : y + h, x : x + w] = image
+    return canvas
+
+
+def enlarge(picture: np.ndarray, least: int = 400) -> np.ndarray:
+    """Repeats pixels a whole number of times, so that a picture of tiny images is at least about
+    `least` pixels wide."""
+    times = max(1, round(least / max(picture.shape[:2])))
+    return picture.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def save(path: pathlib.Path, picture: np.ndarray) -> None:
+    """uint8 [H, W, C] with C of 1 or at least 3, as PNG, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    _image(picture).save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A PNG file of uint8 [H, W, C], with nothing but its pixels."""
+    file = io.BytesIO()
+    _image(picture).save(file, format="PNG")
+    return file.getvalue()
+
+
+def save_gif(path: pathlib.Path, frames: list[np.ndarray], milliseconds: int = 80) -> None:
+    """uint8 [H, W, C] frames; the last one stays for a second and a half."""
+    images = [_image(frame).convert("P") for frame in frames]
+    durations = [milliseconds] * (len(images) - 1) + [1500]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def _image(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(picture[..., 0] if picture.shape[-1] in (1, 2) else picture[..., :3])

@@ -1,0 +1,113 @@
+"""Training losses: factories of functions (network, x0, eps, level, cond) -> losses [B]."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.core.process import first_log_variance, q_sample
+from diffusion_jax.core.schedules import previous
+from diffusion_jax.core.types import Level, Loss, Parameterization, Schedule
+from diffusion_jax.denoisers import split_output, with_eps
+from diffusion_jax.likelihood.variational import bound_term, mean_flat
+
+NORMS = {"l2": jnp.square, "l1": jnp.abs}
+
+
+def target_factor(parameterization: Parameterization, level: Level) -> jax.Array:
+    """||error of the target||^2 / ||error of x0||^2 at a given x, [B]: snr for eps, 1 for x0, snr +
+    1 for v."""
+    one = jnp.ones_like(level.alpha)
+    # with x held, an error of 1 in x0 is one of -alpha / sigma in eps, and every target is linear
+    # in the two
+    return parameterization.target(one, -level.alpha / level.sigma, level) ** 2
+
+
+def denoising(
+    parameterization: Parameterization, norm: str = "l2", weighting: Callable | None = None
+) -> Loss:
+    """The error of the network's output against its target at x_t: L_simple with `predictions.eps`
+    (Ho et al. 2020, eq. 14).
+
+    norm: "l2", the mean square, or "l1", the mean absolute error, over all axes but the batch's.
+    weighting: one of `weightings`, for l2, or None for 1. The returned loss takes x0 and eps [B,
+    ...], level [B], cond; a learned variance, where the network has one, is left out."""
+    if norm not in NORMS:
+        raise ValueError(f"norm is l2 or l1, not {norm!r}")
+    if weighting is not None and norm != "l2":
+        raise ValueError("a weighting is one of squared errors: it needs the l2 norm")
+
+    def loss(network, x0, eps, level, cond=None):
+        x_in, t_in = parameterization.inputs(q_sample(x0, eps, level), level)
+        output, _ = split_output(network(x_in, t_in, cond), x0.shape[-1])
+        losses = mean_flat(NORMS[norm](output - parameterization.target(x0, eps, level)))
+        return (
+            losses
+            if weighting is None
+            else losses * weighting(level) / target_factor(parameterization, level)
+        )
+
+    return loss
+
+
+def vlb(
+    parameterization: Parameterization,
+    schedule: Schedule,
+    variance: str = "learned_range",
+    scaled: bool = False,
+    frozen_mean: bool = False,
+) -> Loss:
+    """L_vlb: at t, the term of the bound of the step from t to its neighbour, in bits/dim (Nichol &
+    Dhariwal 2021, eq. 4).
+
+    scaled: times T, which makes the mean over uniform t an estimate of the whole bound.
+    frozen_mean: the gradient reaches the network through the variance alone (section 3.1)."""
+    num_steps = schedule.num_steps
+    if num_steps is None:
+        raise ValueError("the variational bound of steps needs a table schedule")
+    first = first_log_variance(schedule.level(np.arange(min(2, num_steps))[::-1]))
+
+    def loss(network, x0, eps, level, cond=None):
+        x_t = q_sample(x0, eps, level)
+        x_in, t_in = parameterization.inputs(x_t, level)
+        output, fraction = split_output(network(x_in, t_in, cond), x0.shape[-1])
+        output = jax.lax.stop_gradient(output) if frozen_mean else output
+        prediction = with_eps(parameterization.x0(output, x_t, level), x_t, level, fraction)
+        term = bound_term(prediction, x0, x_t, previous(schedule, level), level, variance, first)
+        return term * num_steps if scaled else term
+
+    return loss
+
+
+def hybrid(
+    parameterization: Parameterization,
+    schedule: Schedule,
+    coefficient: float = 0.001,
+    norm: str = "l2",
+    weighting: Callable | None = None,
+) -> Loss:
+    """L_hybrid = L_simple + coefficient L_vlb, the mean's gradient stopped in L_vlb (Nichol &
+    Dhariwal 2021, eq. 16).
+
+    L_vlb is the estimate of the whole bound, T times its term at t. The network has learned
+    variance."""
+    simple = denoising(parameterization, norm, weighting)
+    variational = vlb(parameterization, schedule, scaled=True, frozen_mean=True)
+
+    def loss(network, x0, eps, level, cond=None):
+        output = None
+
+        def once(x_in, t_in, cond):  # both losses look at the same output
+            nonlocal output
+            output = network(x_in, t_in, cond) if output is None else output
+            return output
+
+        return simple(once, x0, eps, level, cond) + coefficient * variational(
+            once, x0, eps, level, cond
+        )
+
+    return loss
+
+
+LOSSES = {"denoising": denoising, "vlb": vlb, "hybrid": hybrid}

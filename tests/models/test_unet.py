@@ -1,0 +1,367 @@
+"""The U-Net and its parts. That it computes what its originals compute is tested with their
+weights, in test_weights.py."""
+
+import functools
+import math
+import re
+
+import flax.linen as nn
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.models import unet
+from diffusion_jax.models.attention import SelfAttention
+from diffusion_jax.models.embeddings import sinusoidal
+from diffusion_jax.models.layers import GroupNorm
+from diffusion_jax.models.unet import UNet
+
+SMALL = UNet(
+    out_channels=3, channels=16, channel_mult=(1, 2), blocks=1, attention_factors=(2,), heads=2
+)
+TINY = SMALL.clone(channel_mult=(1,), attention_factors=(1,))  # compiles sooner
+LABELLED = TINY.clone(num_classes=4)
+
+
+def inputs(batch=2, height=8, width=8, channels=3):
+    x = np.random.default_rng(0).standard_normal((batch, height, width, channels), np.float32)
+    return x, np.linspace(1.0, 999.0, batch, dtype=np.float32)
+
+
+def init_shapes(model, x, t, *labels):
+    return jax.eval_shape(lambda key: model.init(key, x, t, *labels)["params"], jax.random.key(0))
+
+
+def assert_refused(message, model, *inputs):
+    """`match` alone would see JAX's notes on the error, too."""
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        init_shapes(model, *inputs)
+    assert str(error.value) == message
+
+
+@functools.cache
+def random_params(model, channels=3):
+    """Parameters none of which is zero, of about the size that keeps a layer's output near its
+    input's."""
+    labels = () if model.num_classes is None else (np.zeros(1, np.int32),)
+    rng = np.random.default_rng(1)
+    draw = lambda a: (
+        rng.standard_normal(a.shape, np.float32) / math.sqrt(math.prod(a.shape[:-1]) or 1)
+    )
+    return jax.tree.map(draw, init_shapes(model, *inputs(1, channels=channels), *labels))
+
+
+@functools.cache
+def compiled(model, train=False):
+    def apply(params, x, t, labels=None, key=None):
+        rngs = None if key is None else {"dropout": key}
+        return model.apply({"params": params}, x, t, labels, train=train, rngs=rngs)
+
+    return jax.jit(apply)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 1), (8, 12, 3), (16, 4, 5)])
+@pytest.mark.parametrize("resample_blocks", [False, True])
+def test_output_has_the_shape_of_the_input(height, width, channels, resample_blocks):
+    model = SMALL.clone(out_channels=2 * channels, resample_blocks=resample_blocks)
+    x, t = inputs(2, height, width, channels)
+    output, _ = jax.eval_shape(lambda key: model.init_with_output(key, x, t), jax.random.key(0))
+    assert output.shape == (2, height, width, 2 * channels)
+    assert output.dtype == jnp.float32
+
+
+def test_output_is_zero_at_initialisation():
+    key = jax.random.key(0, impl="unsafe_rbg")  # compiles in half the time
+    output, variables = jax.jit(TINY.init_with_output)(key, *inputs())
+    assert np.all(output == 0.0)
+    # so is the second convolution of every residual block and the projection of every attention,
+    # and nothing else
+    flat = jax.tree_util.tree_leaves_with_path(variables["params"])
+    zero = {path[-2].key for path, a in flat if path[-1].key == "kernel" and not np.any(a)}
+    assert zero == {"conv2", "out", "conv_out"}
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_output():
+    half = SMALL.clone(dtype=jnp.bfloat16)
+    x, t = inputs()
+    assert {a.dtype for a in jax.tree.leaves(init_shapes(half, x, t))} == {jnp.dtype("float32")}
+    params = random_params(SMALL)
+    exact, output = compiled(SMALL)(params, x, t), compiled(half)(params, x, t)
+    assert output.dtype == jnp.float32
+    error = np.linalg.norm(output - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 0.03  # bfloat16 has a relative precision of 2^-8 = 0.004
+    traced = str(jax.make_jaxpr(lambda p: half.apply({"params": p}, x, t))(params))
+    convolutions = [line for line in traced.splitlines() if "= conv_general_dilated[" in line]
+    assert len(convolutions) > 10
+    assert all(":bf16[" in line for line in convolutions[:-1])
+    assert ":f32[" in convolutions[-1]  # the last one makes the prediction
+
+
+def test_labels_change_the_output():
+    params, (x, t) = random_params(LABELLED), inputs()
+    a, b = (compiled(LABELLED)(params, x, t, np.array(labels)) for labels in ([0, 1], [0, 3]))
+    np.testing.assert_array_equal(a[0], b[0])
+    assert np.abs(a[1] - b[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(("model", "labels"), [(TINY, (np.zeros(2, np.int32),)), (LABELLED, ())])
+def test_labels_go_with_classes(model, labels):
+    assert_refused("labels go with num_classes: give both or neither", model, *inputs(), *labels)
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 8), (8, 10)])
+def test_image_that_cannot_be_halved(height, width):
+    model = SMALL.clone(channel_mult=(1, 1, 1))
+    message = f"images of {height} x {width} cannot be halved 2 times, once between two levels"
+    assert_refused(message, model, *inputs(2, height, width))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 3}, "cannot be cut into 3 heads"),
+        ({"heads": 0}, "cannot be cut into 0 heads"),
+        ({"head_channels": 12}, "has no heads of 12 channels"),
+        ({"head_channels": 64}, "has no heads of 64 channels"),
+    ],
+)
+def test_heads_that_do_not_divide_the_channels(changes, message):
+    assert_refused(f"an attention of 32 channels {message}", SMALL.clone(**changes), *inputs())
+
+
+def test_dropout_acts_only_in_training():
+    model, (x, t), params = TINY.clone(dropout=0.5), inputs(), random_params(TINY)
+    train = functools.partial(compiled(model, train=True), params, x, t, None)
+    one, again, other = (train(jax.random.key(seed)) for seed in (0, 0, 1))
+    exact = compiled(TINY)(params, x, t)
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 0.01
+    assert np.abs(one - exact).max() > 0.01
+    np.testing.assert_array_equal(compiled(model)(params, x, t), exact)
+
+
+def test_batch_of_one_is_the_batch():
+    params, (x, t) = random_params(SMALL), inputs()
+    together = compiled(SMALL)(params, x, t)
+    alone = [compiled(SMALL)(params, x[i : i + 1], t[i : i + 1])[0] for i in range(2)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+
+
+def normalise(x, groups):
+    """GroupNorm of [N, C] over all positions and a group's channels, without scale and shift,
+    float64."""
+    x = np.asarray(x, np.float64)
+    of_group = x.reshape(len(x), groups, -1)
+    mean, variance = of_group.mean((0, 2), keepdims=True), of_group.var((0, 2), keepdims=True)
+    return ((of_group - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (8, 8)])
+def test_group_norm_has_32_groups_or_as_many_as_divide(channels, groups):
+    x = 0.01 * np.random.default_rng(2).standard_normal(
+        (2, 5, channels), np.float32
+    )  # small: epsilon counts
+    output, _ = GroupNorm().init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(output, [normalise(a, groups) for a in x], atol=1e-4)
+
+
+def test_attention_is_a_softmax_loop():
+    heads, (h, w, c) = 4, (3, 2, 64)
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, h, w, c), np.float32)
+    module = SelfAttention(heads)
+    shapes = jax.eval_shape(lambda key: module.init(key, x)["params"], jax.random.key(0))
+    params = jax.tree.map(lambda a: rng.standard_normal(a.shape, np.float32) / 4, shapes)
+
+    expected = []
+    for image in x.reshape(2, h * w, c):
+        a = normalise(image, 32) * params["norm"]["scale"] + params["norm"]["bias"]
+        q, k, v = np.split(a @ params["qkv"]["kernel"] + params["qkv"]["bias"], 3, axis=1)
+        mixed, size = np.zeros_like(q), c // heads
+        for head in range(heads):
+            at = slice(head * size, (head + 1) * size)
+            for i in range(h * w):
+                weights = np.exp([q[i, at] @ k[j, at] / math.sqrt(size) for j in range(h * w)])
+                mixed[i, at] = weights @ v[:, at] / weights.sum()
+        expected.append(image + mixed @ params["out"]["kernel"] + params["out"]["bias"])
+
+    output = jax.jit(module.apply)({"params": params}, x).reshape(2, h * w, c)
+    np.testing.assert_allclose(output, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 9])
+def test_timestep_embedding_is_its_closed_form(dim):
+    half = dim // 2
+    for t, features in zip([0, 1.5, 999], sinusoidal(np.array([0, 1.5, 999]), dim), strict=True):
+        angles = [t * 10000 ** (-i / half) for i in range(half)]
+        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles] + [0.0] * (dim % 2)
+        np.testing.assert_allclose(features, expected, atol=1e-4)  # float32 angles up to 999
+
+
+def test_halving_takes_means_and_doubling_repeats():
+    x = np.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(unet.downsample(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_array_equal(
+        unet.upsample(x[:, :2, :2])[0, :, :, 0], np.kron([[0, 1], [4, 5]], np.ones((2, 2)))
+    )
+
+
+@pytest.mark.parametrize("name", ["plain", "learned_sigma", "class_cond", "adm"])
+def test_parameter_count_is_the_peers(reference, name):
+    recorded = reference("unet.json")[name]
+    config = recorded["config"]
+    classes = config.get("num_classes")
+    model = UNet(
+        out_channels=config["out_channels"],
+        channels=config["model_channels"],
+        channel_mult=config["channel_mult"],
+        blocks=config["num_res_blocks"],
+        attention_factors=config["attention_resolutions"],
+        scale_shift=config.get("use_scale_shift_norm", False),
+        resample_blocks=config.get("resblock_updown", False),
+        num_classes=classes,
+    )
+    labels = (np.zeros(2, np.int32),) if classes else ()
+    params = init_shapes(model, *inputs(channels=config["in_channels"]), *labels)
+    assert sum(math.prod(a.shape) for a in jax.tree.leaves(params)) == recorded["count"]
+
+
+def rematerialised():
+    """(gradients of a dropped-out network at 16 x 16, jitted, the model's parameters) without and
+    with `remat`."""
+    x, t = inputs(4, 16, 16)
+    model = SMALL.clone(dropout=0.3, blocks=2)
+    shapes = jax.tree.map(jnp.shape, init_shapes(model, x, t))
+    assert jax.tree.map(jnp.shape, init_shapes(model.clone(remat=True), x, t)) == shapes
+    for remat in (False, True):
+        apply = functools.partial(
+            model.clone(remat=remat).apply, train=True, rngs={"dropout": jax.random.key(5)}
+        )
+        yield jax.jit(
+            jax.grad(lambda params, apply=apply: jnp.mean(apply({"params": params}, x, t) ** 2))
+        )
+
+
+def test_rematerialised_blocks_give_the_same_gradients_in_less_memory():
+    params, results, memory = random_params(SMALL.clone(dropout=0.3, blocks=2)), [], []
+    # the CPU's usual order of operations favours speed and keeps all that it can
+    options = (
+        {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+        if jax.default_backend() == "cpu"
+        else None
+    )
+    for gradient in rematerialised():
+        compiled = gradient.lower(params).compile(compiler_options=options)
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+        results.append(compiled(params))
+    scale = max(np.abs(a).max() for a in jax.tree.leaves(results[0]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale), *results
+    )
+    assert memory[1] < 0.8 * memory[0]
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, with those inside of others."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def dtypes(found, *names):
+    return {
+        str(v.aval.dtype)
+        for equation in found
+        if equation.primitive.name in names
+        for v in equation.invars
+        if v.aval.shape
+    }
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_in_bfloat16_norms_softmax_embedding_and_loss_are_float32_and_the_products_are_not(
+    scale_shift,
+):
+    model = SMALL.clone(dtype=jnp.bfloat16, num_classes=4, scale_shift=scale_shift)
+    x, t = inputs()
+    labels, augmentation = np.zeros(2, np.int32), np.zeros((2, 9), np.float32)
+    init = lambda key: model.init(key, x, t, labels, augmentation)["params"]
+    params = jax.eval_shape(init, jax.random.key(0))
+    loss = lambda params: jnp.mean(model.apply({"params": params}, x, t, labels, augmentation) ** 2)
+    for function in (loss, jax.grad(loss)):
+        traced = jax.make_jaxpr(function)(params)
+        assert {str(v.aval.dtype) for v in traced.jaxpr.outvars} == {"float32"}
+        found = list(equations(traced.jaxpr))
+        # sums (of the norms' statistics, the softmax and the loss), roots, exponentials and the
+        # waves of t
+        assert dtypes(found, "rsqrt", "exp", "sin", "cos", "reduce_max", "square") == {"float32"}
+        if function is loss:
+            assert dtypes(found, "reduce_sum") == {"float32"}
+            products = [e for e in found if e.primitive.name == "dot_general"]
+            embeds = [
+                e for e in products if e.invars[0].aval.shape[:-1] == t.shape
+            ]  # [B, features] by a matrix
+            assert len(embeds) == 3 + sum(
+                "block" in name for name in params
+            )  # time1, time2, augmentation, every block's
+            assert dtypes(embeds, "dot_general") == {"float32"}
+            rest = [e for e in products if e not in embeds]
+            assert len(rest) == 4 * sum("attention" in name for name in params)
+            # qkv, q k^T and the projection; the softmax's product with v takes it as bfloat16, too
+            assert dtypes(rest, "dot_general") == {"bfloat16"}
+            convolutions = [e for e in found if e.primitive.name == "conv_general_dilated"]
+            assert dtypes(convolutions[:-1], "conv_general_dilated") == {"bfloat16"}
+            assert dtypes(convolutions[-1:], "conv_general_dilated") == {"float32"}
+            softmax = [
+                e for e in found if e.primitive.name == "exp" and e.outvars[0].aval.ndim >= 3
+            ]
+            assert len(softmax) == sum("attention" in name for name in params)
+
+
+def test_bfloat16_tells_neighbouring_t_apart():
+    model = SMALL.clone(dtype=jnp.bfloat16)
+    params, x = random_params(SMALL), np.repeat(inputs(1)[0], 2, axis=0)
+    embeddings = {}
+
+    def watch(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.module.name == "time2":
+            embeddings["time"] = result
+        return result
+
+    with nn.intercept_methods(watch):
+        model.apply({"params": params}, x, np.array([500.0, 501.0], np.float32))
+    sinusoids = sinusoidal(np.array([500.0, 501.0], np.float32), 16)
+    hidden = nn.silu(sinusoids @ params["time1"]["kernel"] + params["time1"]["bias"])
+    exact = hidden @ params["time2"]["kernel"] + params["time2"]["bias"]
+    assert embeddings["time"].dtype == jnp.float32
+    np.testing.assert_allclose(
+        embeddings["time"][1] - embeddings["time"][0], exact[1] - exact[0], atol=1e-5
+    )
+
+
+def test_a_run_may_begin_and_cease_to_rematerialise():
+    from tiny import tiny_config
+
+    from diffusion_jax.runs.build import build
+    from diffusion_jax.runs.config import differences
+
+    config = tiny_config()
+    config.model.remat = True
+    assert differences(tiny_config(), config) == []
+    parts = build(config)
+    params = jax.eval_shape(parts.init_params, jax.random.key(0))
+    x, labels = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)
+    traced = jax.make_jaxpr(lambda params: parts.apply_fn(params, x, np.zeros(2), labels))(params)
+    rematerialised = [
+        equation
+        for equation in traced.jaxpr.eqns
+        if equation.primitive.name in ("checkpoint", "remat2", "remat")
+    ]
+    kept = [
+        equation for equation in rematerialised if "dot_general" in str(equation)
+    ]  # a norm with SiLU alone has none
+    assert len(kept) == sum("block" in name or "attention" in name for name in params)
