@@ -1,8 +1,8 @@
 """The nouns of the library: noise levels, schedules, predictions, samplers. No logic beyond log-SNR
 and broadcasting."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NewType
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,29 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 PyTree = Any
+Batch = Mapping[str, Any]
+"""What a source yields, stacked: {"image": uint8 [B, H, W, C], "label": int32 [B], ...}."""
+
+Cond = Mapping[str, PyTree]
+"""What a network is told beside x and t, by name: {"label": int32 [B], ...}; {} for nothing."""
+
+Shape = NewType("Shape", tuple)
+"""The shape of one example of x0, without the batch's axis."""
+
+
+class Kind(NamedTuple):
+    """How a condition can enter a network, whatever it means.
+
+    how: "index", a row of a table; "vector"; "sequence", of tokens; "image". size: the rows of the
+    table, the length of the vector or of a token, the channels of the image.
+    """
+
+    how: str
+    size: int
+
+
+Kinds = NewType("Kinds", Mapping)
+"""Name of a condition -> its `Kind`."""
 
 
 def expand(a: Any, ndim: int) -> jax.Array:
