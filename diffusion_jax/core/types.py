@@ -2,7 +2,7 @@
 and broadcasting."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NewType
+from typing import Any, Literal, NamedTuple, NewType
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ Batch = Mapping[str, Any]
 
 Cond = Mapping[str, PyTree]
 """What a network is told beside x and t, by name: {"label": int32 [B], ...}; {} for nothing."""
+
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+"""Of the reverse process: see `process.reverse_log_variance`."""
 
 Shape = NewType("Shape", tuple)
 """The shape of one example of x0, without the batch's axis."""
