@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffusion_jax.core.errors import UserError, nearest
+from diffusion_jax.runs import experiment_file
 
 
 def setting(default: Any, doc: str) -> Any:
@@ -308,14 +309,7 @@ def load(path: str | pathlib.Path) -> Config:
             return from_dict(json.loads(path.read_text()))
         except (ValueError, AttributeError) as error:
             raise UserError(f"{path} is no stored config: {error}") from None
-    namespace: dict[str, Any] = {"__file__": str(path), "__name__": "experiment"}
-    try:
-        exec(compile(path.read_text(), str(path), "exec"), namespace)
-        config = namespace["get_config"]()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from None
+    config = experiment_file.read(path)
     if not isinstance(config, Config):
         raise UserError(f"{path}: get_config() must return a diffusion_jax.runs.config.Config, not {type(config).__name__}")
     return config
