@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
+from diffusion_jax.core.components import component
 from diffusion_jax.core.types import CLEAN, Array, Level, Schedule
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: "clip beta_t to be no larger than 0.999"
@@ -100,6 +101,7 @@ def _alpha_of(logsnr) -> jax.Array:
     return jnp.sqrt(jax.nn.sigmoid(logsnr))
 
 
+@component
 def from_betas(betas: Array) -> Schedule:
     """The table schedule of betas [T], each in (0, 1].
 
@@ -165,16 +167,19 @@ def previous(schedule: Schedule, level: Level) -> Level:
     )
 
 
+@component
 def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """DDPM's schedule, `linear_betas` as a table."""
     return from_betas(linear_betas(num_steps, beta_start, beta_end))
 
 
+@component
 def cosine(num_steps: int = 1000, s: float = 0.008) -> Schedule:
     """Improved DDPM's schedule, `cosine_betas` as a table."""
     return from_betas(cosine_betas(num_steps, s))
 
 
+@component
 def sigmoid(
     num_steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Schedule:
@@ -206,6 +211,7 @@ def _check_rising(floor: float, **values: float) -> None:
         )
 
 
+@component
 def from_logsnr(logsnr: Callable, inverse: Callable, t_min: float, t_max: float) -> Schedule:
     """The continuous, variance-preserving schedule of a log-SNR: alpha^2 = sigmoid(logsnr(t)),
     sigma^2 = sigmoid(-logsnr(t)).
@@ -217,6 +223,7 @@ def from_logsnr(logsnr: Callable, inverse: Callable, t_min: float, t_max: float)
     )
 
 
+@component
 def linear_logsnr(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
     """A log-SNR falling linearly from logsnr_max at t = 0 to logsnr_min at t = 1 (Kingma et al.
     2021, the fixed schedule)."""
@@ -227,6 +234,7 @@ def linear_logsnr(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedu
     )
 
 
+@component
 def cosine_logsnr(
     logsnr_min: float = -15.0, logsnr_max: float = 15.0, shift: float = 0.0
 ) -> Schedule:
@@ -266,6 +274,7 @@ def _integrated_beta(beta_min: float, beta_max: float) -> tuple[Callable, Callab
     return integral, inverse
 
 
+@component
 def vp(
     beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
 ) -> Schedule:
@@ -283,6 +292,7 @@ def vp(
     return _continuous(alpha, sigma, lambda logsnr: inverse(jax.nn.softplus(-logsnr)), t_min, t_max)
 
 
+@component
 def sub_vp(
     beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
 ) -> Schedule:
@@ -301,6 +311,7 @@ def sub_vp(
     )
 
 
+@component
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     """The VE SDE: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (Song et al.
     2021b, appendix C)."""
@@ -312,6 +323,7 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     )
 
 
+@component
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
     """EDM's schedule: alpha = 1 and sigma = t, from sigma_min to sigma_max (Karras et al. 2022,
     table 1)."""
@@ -321,6 +333,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
     )
 
 
+@component
 def rectified_flow(t_min: float = 1e-3, t_max: float = 0.999) -> Schedule:
     """The straight path, alpha = 1 - t and sigma = t (Liu et al. 2022, eq. 1; Lipman et al. 2023,
     section 4.1).

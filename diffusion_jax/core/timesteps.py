@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.components import component
 from diffusion_jax.core.types import Schedule, Timesteps
 
 
@@ -35,6 +36,7 @@ def _draw(probabilities, key, index):
     return t, 1.0 / (len(probabilities) * probabilities[t])
 
 
+@component
 def uniform(schedule: Schedule) -> Timesteps:
     """t uniform over the table's indices, or over [t_min, t_max] in continuous time; weights 1 (Ho
     et al. 2020, alg. 1)."""
@@ -51,6 +53,7 @@ def uniform(schedule: Schedule) -> Timesteps:
     return _stateless(sample)
 
 
+@component
 def low_discrepancy(schedule: Schedule) -> Timesteps:
     """Uniform t for each example, evenly spread over a batch: (u + i / total) mod 1 (Kingma et al.
     2021, appendix I.1)."""
@@ -66,6 +69,7 @@ def low_discrepancy(schedule: Schedule) -> Timesteps:
     return _stateless(sample)
 
 
+@component
 def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0.001) -> Timesteps:
     """p(t) ~ sqrt(E[L_t^2]) over the last `history` losses of each t, with a uniform part (Nichol &
     Dhariwal 2021, eq. 18).
@@ -113,6 +117,7 @@ def second_moment_probabilities(state, uniform_part: float = 0.001) -> jax.Array
     return jnp.where(jnp.all(counts == losses.shape[-1]), learned, even)
 
 
+@component
 def score_norm(schedule: Schedule) -> Timesteps:
     """p(t) ~ E||grad log q(x_t | x0)||^2 / dim = 1 / sigma_t^2, the score's expected squared norm
     (Song et al. 2021, eq. 7)."""
@@ -139,12 +144,14 @@ def _unweighted(schedule: Schedule, t_of) -> Timesteps:
     return _stateless(sample)
 
 
+@component
 def lognormal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> Timesteps:
     """log(sigma / alpha) ~ N(mean, std^2), EDM's distribution of noise levels; weights 1 (Karras et
     al. 2022, table 1)."""
     return _unweighted(schedule, lambda z: schedule.inverse(-2.0 * (mean + std * z)))
 
 
+@component
 def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Timesteps:
     """t the sigmoid of N(mean, std^2), stretched over [t_min, t_max]; weights 1 (Esser et al. 2024,
     section 3.1)."""

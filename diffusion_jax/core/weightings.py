@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from diffusion_jax.core.components import component
 from diffusion_jax.core.types import Level
 
 
@@ -16,38 +17,45 @@ def snr(level: Level):
     return (level.alpha / level.sigma) ** 2
 
 
+@component
 def simple() -> Callable:
     """snr, the weight of L_simple: 1 for the error of eps, whatever the network predicts (Ho et al.
     2020, eq. 14)."""
     return snr
 
 
+@component
 def x0() -> Callable:
     """1 for the error of x0 itself."""
     return lambda level: jnp.ones_like(level.alpha)
 
 
+@component
 def v() -> Callable:
     """snr + 1, which is 1 for the error of v (Salimans & Ho 2022, section 4, "SNR+1")."""
     return lambda level: snr(level) + 1.0
 
 
+@component
 def truncated_snr() -> Callable:
     """max(snr, 1) (Salimans & Ho 2022, section 4)."""
     return lambda level: jnp.maximum(snr(level), 1.0)
 
 
+@component
 def min_snr(gamma: float = 5.0) -> Callable:
     """min(snr, gamma) (Hang et al. 2023, eq. 8)."""
     return lambda level: jnp.minimum(snr(level), gamma)
 
 
+@component
 def p2(gamma: float = 1.0, k: float = 1.0) -> Callable:
     """snr / (k + snr)^gamma, L_simple's weight with less of it where little noise is (Choi et al.
     2022, eq. 8)."""
     return lambda level: snr(level) / (k + snr(level)) ** gamma
 
 
+@component
 def edm(sigma_data: float = 0.5) -> Callable:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2, sigma the noise over the signal (Karras et
     al. 2022, table 1)."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.components import component
 from diffusion_jax.core.process import first_log_variance, q_sample
 from diffusion_jax.core.schedules import previous
 from diffusion_jax.core.types import Level, Loss, Parameterization, Schedule
@@ -24,6 +25,7 @@ def target_factor(parameterization: Parameterization, level: Level) -> jax.Array
     return parameterization.target(one, -level.alpha / level.sigma, level) ** 2
 
 
+@component
 def denoising(
     parameterization: Parameterization, norm: str = "l2", weighting: Callable | None = None
 ) -> Loss:
@@ -51,6 +53,7 @@ def denoising(
     return loss
 
 
+@component
 def vlb(
     parameterization: Parameterization,
     schedule: Schedule,
@@ -80,6 +83,7 @@ def vlb(
     return loss
 
 
+@component
 def hybrid(
     parameterization: Parameterization,
     schedule: Schedule,

@@ -1,9 +1,11 @@
 """The probability-flow ODE with steps of its own choice."""
 
+from diffusion_jax.core.components import component
 from diffusion_jax.core.types import Denoiser, Level, Sampler, Schedule
 from diffusion_jax.likelihood import ode
 
 
+@component
 def adaptive_ode(
     rtol: float = 1e-4, atol: float = 1e-4, schedule: Schedule | None = None
 ) -> Sampler:

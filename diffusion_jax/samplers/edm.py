@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from diffusion_jax.core import noise
+from diffusion_jax.core.components import component
 from diffusion_jax.core.grids import at_logsnr
 from diffusion_jax.core.process import q_sample
 from diffusion_jax.core.types import Denoiser, Level, Sampler, Schedule, expand
@@ -19,6 +20,7 @@ def _heun_step(denoiser: Denoiser, x, t: Level, s: Level):
     return euler + 0.5 * (s_.sigma - s_.alpha / t_.alpha * t_.sigma) * (second.eps - first.eps)
 
 
+@component
 def heun() -> Sampler:
     """EDM's deterministic sampler, Heun's method in x / alpha over sigma / alpha (Karras et al.
     2022, alg. 1); of order 2.
@@ -32,6 +34,7 @@ def heun() -> Sampler:
     return Sampler(lambda x, level: (), step)
 
 
+@component
 def heun_flow() -> Sampler:
     """Heun's method for dx = x0 d alpha + eps d sigma, the velocity of a rectified flow (Liu et al.
     2022, eq. 1); of order 2.
@@ -50,6 +53,7 @@ def heun_flow() -> Sampler:
     return Sampler(lambda x, level: (), step)
 
 
+@component
 def edm_churn(
     gamma: float = 0.1,
     noise_scale: float = 1.0,

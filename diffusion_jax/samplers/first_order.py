@@ -3,10 +3,12 @@
 import jax.numpy as jnp
 
 from diffusion_jax.core import noise
+from diffusion_jax.core.components import component
 from diffusion_jax.core.process import VARIANCES, logsnr_drop, q_posterior, reverse_log_variance
 from diffusion_jax.core.types import Denoiser, Level, Sampler
 
 
+@component
 def ancestral(variance: str = "fixed_small") -> Sampler:
     """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2), between any two levels; of order 1.
 
@@ -26,6 +28,7 @@ def ancestral(variance: str = "fixed_small") -> Sampler:
     return Sampler(lambda x, level: (), step)
 
 
+@component
 def ddim(eta: float = 0.0) -> Sampler:
     """DDIM (Song et al. 2021, eqs. 12 and 16), between any two levels; of order 1, deterministic at
     eta = 0.
@@ -47,6 +50,7 @@ def ddim(eta: float = 0.0) -> Sampler:
     return Sampler(lambda x, level: (), step)
 
 
+@component
 def euler() -> Sampler:
     """Euler's method for the probability-flow ODE (Karras et al. 2022, eq. 4), which is DDIM; of
     order 1.
@@ -56,6 +60,7 @@ def euler() -> Sampler:
     return ddim(0.0)
 
 
+@component
 def euler_maruyama() -> Sampler:
     """Euler-Maruyama for the reverse SDE dx = (f x - g^2 score) dt + g dw (Song et al. 2021b, eq.
     6); weakly of order 1.

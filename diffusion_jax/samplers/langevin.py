@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core import noise
+from diffusion_jax.core.components import component
 from diffusion_jax.core.types import Denoiser, Level, Sampler
 from diffusion_jax.samplers.first_order import ancestral
 
@@ -25,6 +26,7 @@ def _langevin(keys, denoiser: Denoiser, x, level: Level, share: float, count: in
     return jax.lax.fori_loop(0, count, body, x)
 
 
+@component
 def predictor_corrector(
     snr: float = 0.16, steps: int = 1, predictor: Sampler | None = None
 ) -> Sampler:
@@ -45,6 +47,7 @@ def predictor_corrector(
     return Sampler(predictor.init, step)
 
 
+@component
 def annealed_langevin(size: float = 0.2, steps: int = 10) -> Sampler:
     """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): at every level `steps` Langevin
     steps; of no order.

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from diffusion_jax.core.components import component
 from diffusion_jax.core.grids import between
 from diffusion_jax.core.process import q_sample
 from diffusion_jax.core.types import Denoiser, Level, Prediction, Sampler, Schedule
@@ -13,6 +14,7 @@ def _hop(prediction: Prediction, s: Level):
     return q_sample(prediction.x0, prediction.eps, s)
 
 
+@component
 def dpm_solver_2(schedule: Schedule | None = None) -> Sampler:
     """DPM-Solver-2 (Lu et al. 2022a, algorithm 1), two calls a step, noise prediction; of order 2.
 
@@ -29,6 +31,7 @@ def dpm_solver_2(schedule: Schedule | None = None) -> Sampler:
     return Sampler(lambda x, level: (), step)
 
 
+@component
 def dpm_solver_3(schedule: Schedule | None = None) -> Sampler:
     """DPM-Solver-3 (Lu et al. 2022a, algorithm 2, r1 = 1/3, r2 = 2/3), three calls a step, noise
     prediction; of order 3.
