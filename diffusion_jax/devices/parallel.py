@@ -328,6 +328,15 @@ def make_take_steps(
     return run
 
 
+def precision(dtype: str | None) -> contextlib.AbstractContextManager:
+    """Within it, products of float32 are products of float32, where that is what a network computes
+    in. Accelerators take TF32, or passes in bfloat16, for them otherwise, and the same example comes
+    out differently in another batch or on other devices."""
+    if dtype not in (None, "float32"):
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("float32")
+
+
 def equal_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
     """(numbers [size] of 0 ... count - 1, how many of them are new) of batches of one size, so that
     a program compiles once.

@@ -333,6 +333,7 @@ class Leaf(NamedTuple):
     within: Range = Range()
 
 
+MANY = "conditioning"  # the field that names any number of entries
 NAMES = (str,)  # the kind of a field that names several entries
 
 
@@ -372,19 +373,22 @@ def check(config: Config) -> None:
             leaf.within.check(leaf.path, leaf.value)
 
 
+@functools.cache
+def known_paths() -> frozenset[str]:
+    """The dotted paths of all settings that some config has, whatever entries it names."""
+    paths = {leaf.path for leaf in leaves(Config())}
+    for registry in REGISTRIES.values():
+        for name in registry.names():
+            own = registry.path if registry.path != MANY else f"{MANY}.{name}"
+            paths |= {f"{own}.{argument}" for argument in settings(registry, name)}
+    return frozenset(paths)
+
+
 def unknown(path: str) -> UserError:
     """The error about a path that no config has, with the nearest that one may have."""
-    paths = set()
-    for leaf in leaves(Config()):
-        paths.add(leaf.path)
-    for registry in REGISTRIES.values():
-        many = registry.path == "conditioning"
-        for name in registry.names():
-            own = f"{registry.path}.{name}" if many else registry.path
-            paths |= {f"{own}.{argument}" for argument in settings(registry, name)}
     last = path.rpartition(".")[2]
-    same = sorted(known for known in paths if known.rpartition(".")[2] == last)
-    hint = f"did you mean {same[0]!r}?" if len(same) == 1 else nearest(path, paths)
+    same = sorted(known for known in known_paths() if known.rpartition(".")[2] == last)
+    hint = f"did you mean {same[0]!r}?" if len(same) == 1 else nearest(path, known_paths())
     return UserError(f"config has no field {path!r}; {hint}")
 
 
