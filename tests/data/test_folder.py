@@ -15,6 +15,7 @@ from diffusion_jax.commands import train as loop
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import folder as folders
 from diffusion_jax.data import images, pipeline, scan, sources
+from diffusion_jax.data.spec import Declared
 from diffusion_jax.runs.config import to_json
 
 GRAY, COLOUR = (8, 8, 1), (8, 8, 3)
@@ -35,7 +36,8 @@ def put(path: pathlib.Path, value=0, size=(8, 8), mode="L", **how) -> pathlib.Pa
 
 
 def load(root, split="all", shape=GRAY, **settings):
-    return folders.folder(split, str(root), shape, **settings)
+    declared = Declared(shape, settings.pop("num_classes", 0))
+    return folders.folder(split, declared, str(root), **settings)
 
 
 def values(source):
@@ -115,8 +117,9 @@ def test_everything_found_in_folders_is_read_or_named(odd):
     )  # upright: 16 high, its middle 8 rows are cut out
     np.testing.assert_allclose(image["turned.jpg"][5:], 0, atol=8)
     assert tuple(source.sizes[source.names.index("dog/turned.jpg")]) == (16, 8)
-    text, empty = source.notes
+    text, others, empty = source.notes
     assert text.startswith("2 of 14 files")
+    assert others == "1 other file is left out: 1 .txt"
     assert "text.png (no image), dog/truncated.png (" in text
     assert empty == "no class, since they hold no image that can be read: empty"
 
@@ -137,7 +140,7 @@ def test_files_that_cannot_be_read_stop_the_program_and_ten_are_named(tmp_path):
         f"12 of 13 files in {tmp_path} cannot be read: bad0.png (no image), bad1.png"
     )
     assert "bad9.png (no image), and 2 more" in text
-    assert "data.unreadable=skip" in text
+    assert "config.data.source.unreadable=skip" in text
     assert "bad10" not in text
 
 
@@ -319,7 +322,7 @@ def test_a_folder_without_splits_is_split_by_its_paths(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "shape", "message"),
     [
-        ("", GRAY, "config.data.folder is empty"),
+        ("", GRAY, "config.data.source.folder is empty"),
         ("nowhere", GRAY, "nowhere is no folder"),
         ("texts", GRAY, r"holds no .png.* files, only 1 .txt"),
         ("one", (8, 8, 4), "1 or 3 channels"),
@@ -404,7 +407,7 @@ def test_what_cannot_be_kept_is_kept_from_nobody(tmp_path, memory, monkeypatch):
     memory.write_text("no folder")
     assert values(load(root)) == [5]
     with pytest.raises(
-        UserError, match="data.cache=true, but .* cannot be written: Not a directory"
+        UserError, match="config.data.source.cache=true, but .* cannot be written: Not a directory"
     ):
         load(root, cache=True)
     memory.unlink()
@@ -435,7 +438,7 @@ def test_a_name_of_any_bytes(tmp_path):
 IMAGES = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones(GRAY, np.uint8)
 
 
-@pytest.mark.parametrize("names", [("images", "labels"), ("arr_0", "arr_1"), ("x", None)])
+@pytest.mark.parametrize("names", [("images", "labels"), ("image", "label"), ("arr_0", "arr_1"), ("x", None)])
 def test_arrays_of_an_npz(tmp_path, names):
     labels = {names[1]: np.arange(40)[:, None] % 3} if names[1] else {}
     np.savez(tmp_path / "a.npz", **{names[0]: IMAGES}, **labels)
@@ -461,8 +464,8 @@ def test_arrays_of_an_npy_are_mapped(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": IMAGES / 2}, "must be uint8"),
-        ({"images": IMAGES[0, :, :, 0]}, "must be uint8"),
+        ({"images": IMAGES.astype(np.int16)}, "must be uint8 or floats"),
+        ({"images": IMAGES[0, :, :, 0]}, "must be uint8 or floats"),
         ({"images": IMAGES, "labels": np.arange(39)}, "must be 40 whole numbers"),
         ({"images": IMAGES, "labels": np.arange(40) - 1}, "must be 40 whole numbers"),
         ({"images": IMAGES, "labels": np.full(40, "cat")}, "must be 40 whole numbers"),
