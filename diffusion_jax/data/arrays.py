@@ -218,7 +218,7 @@ def image_range(
         outside = sum(int(((c < bounds[0]) | (c > bounds[1])).sum()) for c in chunks(images))
         raise UserError(
             f"{outside:,} of {images.size:,} values of the images of {path} lie outside of "
-            f"config.data.source.range={given[0]:g},{given[1]:g}: theirs is {low:g},{high:g}"
+            f"config.data.source.range={given[0]:g},{given[1]:g}: theirs is {np.float32(low)},{np.float32(high)}"
         )
     return given
 

@@ -71,7 +71,8 @@ class Numbers:
     def __getitem__(self, i): return {"label": np.int32(i)}
 
 process, processes, batch_size = map(int, sys.argv[1:])
-begin = lambda: pipeline.training_batches(Numbers(), batch_size, 5, True, process, processes, epochs=2)
+shard = (process, processes)
+begin = lambda: pipeline.training_batches(Numbers(), batch_size, 5, True, *shard, epochs=2)
 pipeline.Flip.random_map = lambda self, element, rng: element  # there is nothing to mirror
 batches = begin()
 read = [next(batches)["label"].tolist() for _ in range(700 // batch_size)]
