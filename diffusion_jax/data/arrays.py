@@ -215,10 +215,11 @@ def image_range(
         return low, high
     bounds = np.float32(given[0]), np.float32(given[1])
     if low < bounds[0] or high > bounds[1]:
+        own = ",".join(str(np.float32(end)) for end in (low, high))  # so that these hold all values
         outside = sum(int(((c < bounds[0]) | (c > bounds[1])).sum()) for c in chunks(images))
         raise UserError(
             f"{outside:,} of {images.size:,} values of the images of {path} lie outside of "
-            f"config.data.source.range={given[0]:g},{given[1]:g}: theirs is {np.float32(low)},{np.float32(high)}"
+            f"config.data.source.range={given[0]:g},{given[1]:g}: theirs is {own}"
         )
     return given
 
