@@ -9,9 +9,11 @@ ENDLESS = 2**60  # examples
 
 
 class Flip(grain.transforms.RandomMap):
-    """Mirrors half of the images."""
+    """Mirrors half of the images, [H, W, C] of any type."""
 
     def random_map(self, element, rng: np.random.Generator):
+        if "image" not in element:
+            raise UserError(f"config.data.flip mirrors images; these are {', '.join(element)}")
         return {**element, "image": element["image"][:, ::-1]} if rng.random() < 0.5 else element
 
 
@@ -24,8 +26,8 @@ def training_batches(
     processes: int = 1,
     epochs: int | None = None,
 ):
-    """An iterator of batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, newly shuffled
-    every epoch; None is endless.
+    """An iterator of batches, what a source yields, stacked: {"image": uint8 [B, H, W, C],
+    "label": int32 [B]}. They are newly shuffled every epoch; None is endless.
 
     There is one stream of examples, epoch after epoch, cut into batches of batch_size; a batch may
     end one epoch and begin the next. Process p takes the p-th of `processes` equal parts of every

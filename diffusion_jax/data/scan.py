@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from PIL import UnidentifiedImageError
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import images
 
-VERSION = 1  # of what is remembered; another decoder or another way to resize is another version
+VERSION = 2  # of what is remembered; another decoder or another way to resize is another version
 CHUNK = 1024  # files under way at a time
 
 
@@ -33,11 +34,14 @@ class Scan(NamedTuple):
 
 
 def memory(kind: str = "data") -> pathlib.Path:
-    return (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        / "diffusion_jax"
-        / kind
-    )
+    """The folder of what is remembered; one for temporary files where the user has no home."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    if not cache:
+        try:
+            cache = pathlib.Path.home() / ".cache"
+        except RuntimeError:  # no HOME, and no such user, as in a container
+            cache = pathlib.Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return pathlib.Path(cache) / "diffusion_jax" / kind
 
 
 def fingerprint(root: pathlib.Path, names: Sequence[str], stats: Sequence[os.stat_result]) -> str:
@@ -77,8 +81,9 @@ def scan(
                 check_sizes(names, known.sizes, shape, resize)
             pixels = read_pixels(store, (len(names), *shape)) if keep else None
         except OSError as error:
+            cause = error.strerror or error
             raise UserError(
-                f"data.cache=true, but {folder} cannot be written: {error.strerror or error}"
+                f"config.data.source.cache=true, but {folder} cannot be written: {cause}"
             ) from None
     check_sizes(names, known.sizes, shape, resize)
     return known._replace(pixels=pixels)
@@ -178,14 +183,15 @@ def reason(error: Exception) -> str:
 def check_sizes(
     names: Sequence[str], sizes: np.ndarray, shape: tuple[int, ...], resize: str
 ) -> None:
-    """Raises UserError where images stay as they are and one has another size than data.shape
-    says."""
+    """Raises UserError where images stay as they are and one has another size than
+    config.data.shape says."""
     wrong = np.flatnonzero(((sizes != shape[:2]) & (sizes > 0)).any(1))
     if resize == "none" and len(wrong):
         (h, w), name = sizes[wrong[0]], shown(names[int(wrong[0])])
         raise UserError(
-            f"{len(wrong)} of {len(names)} images are not {shape[0]} x {shape[1]}, as data.shape says, such as {name} "
-            f"({h} x {w}); data.resize=center_crop makes them so"
+            f"{len(wrong)} of {len(names)} images are not {shape[0]} x {shape[1]}, as "
+            f"config.data.shape says, such as {name} ({h} x {w}); "
+            "config.data.source.resize=center_crop makes them so"
         )
 
 
