@@ -22,7 +22,7 @@ from diffusion_jax.devices.parallel import primary, process, start, together, wa
 from diffusion_jax.evaluation import features, memorisation, references
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
-from diffusion_jax.interop.weights import fingerprint
+from diffusion_jax.interop.files import fingerprint
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs.build import Parts, check_ranges
 from diffusion_jax.runs.command_line import Given
