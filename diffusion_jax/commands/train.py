@@ -36,7 +36,8 @@ from diffusion_jax.runs import plots
 from diffusion_jax.runs.build import Parts, build, check_trains, make_step
 from diffusion_jax.runs.config import Config, choose
 from diffusion_jax.runs.draw import make_generate
-from diffusion_jax.training.checkpoint import Checkpoints, check_step, open_workdir
+from diffusion_jax.runs.workdir import check_step, lock, open_workdir
+from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.profiling import Profile
@@ -68,7 +69,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     workdir cannot be written, Interrupted after SIGTERM or Ctrl-C, all with the last checkpoint
     whole."""
     start()
-    with together(), writing(workdir):
+    with together(), writing(workdir), lock(workdir):
         return take_all_steps(*begin(config, workdir))
 
 

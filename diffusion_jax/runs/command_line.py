@@ -8,6 +8,7 @@ from ml_collections import config_flags
 
 from diffusion_jax.runs.config import Config, check_path, explain_value, load
 from diffusion_jax.core.errors import UserError, nearest
+from diffusion_jax.runs.workdir import workdir_path
 
 
 class Given(NamedTuple):
@@ -65,7 +66,8 @@ def parse(argv: list[str], command: str) -> Given:
         raise UserError("--workdir is missing: the folder of the run, as in --workdir runs/digits")
     if "weights" in known and not value("weights"):
         raise UserError("--weights is missing: the file of the weights")
-    workdir, as_they_are = pathlib.Path(str(value("workdir"))), False
+    as_they_are, named = False, str(value("workdir"))
+    workdir = workdir_path(named) if named else pathlib.Path()  # `plan` needs none
     if "config" not in names and (value("images") or value("ratings")) and not (workdir / "config.json").is_file():
         as_they_are = "config.data.shape" not in names
     elif "config" not in names:
