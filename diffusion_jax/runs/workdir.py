@@ -33,7 +33,9 @@ def workdir_path(text: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         name = pathlib.Path(text).parts[0]
-        raise UserError(f"--workdir={text}: {name} has no home folder; give the whole path") from None
+        raise UserError(
+            f"--workdir={text}: {name} has no home folder; give the whole path"
+        ) from None
 
 
 def check_step(workdir: pathlib.Path, step: int, config: Config) -> None:

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import tiny_config
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.runs.config import load
 from diffusion_jax.training import checkpoint
 from diffusion_jax.training.checkpoint import Checkpoints, seal
 from diffusion_jax.training.state import init_state
