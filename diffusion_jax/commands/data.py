@@ -13,7 +13,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs.build import check_ranges
 from diffusion_jax.runs.config import Config, check_types
-from diffusion_jax.training.checkpoint import check_workdir
+from diffusion_jax.runs.workdir import check_workdir
 
 MEASURED = 10_000  # examples, evenly spread, whose pixels are measured
 PICTURED, COLUMNS = 64, 8  # examples in the picture

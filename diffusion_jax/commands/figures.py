@@ -22,7 +22,7 @@ from diffusion_jax.objectives import losses
 from diffusion_jax.runs.build import Parts, build
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import model_variance
-from diffusion_jax.training.checkpoint import open_workdir
+from diffusion_jax.runs.workdir import open_workdir
 from diffusion_jax.training.step import make_loss_fn, to_float
 
 

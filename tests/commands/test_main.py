@@ -11,7 +11,7 @@ from tiny import ROOT, experiment_file, pixels, run_command, tiny_config
 import main
 from diffusion_jax.commands import train as loop
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.training.checkpoint import open_workdir
+from diffusion_jax.runs.workdir import open_workdir
 
 
 @pytest.fixture(scope="module")
