@@ -2,7 +2,7 @@
 and broadcasting."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NewType
+from typing import Any, Literal, NamedTuple, NewType
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,12 @@ Denoiser = Callable[[Any, Level], Prediction]
 ApplyFn = Callable[..., jax.Array]
 """(params, x_in [B, ...], t_in [B], cond) -> output [B, ...], a network's forward pass."""
 
+Weighting = Callable[[Level], Any]
+"""level -> the weight of ||x0 - predicted x0||^2, of the level's shape."""
+
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+"""Which variance a reverse step has: see `process.reverse_log_variance`."""
+
 Loss = Callable[..., jax.Array]
 """(network, x0 [B, ...], eps [B, ...], level [B], cond) -> losses [B]; network is (x_in, t_in,
 cond) -> output."""
@@ -122,6 +128,7 @@ class Sampler(NamedTuple):
     step: Callable[
         ..., tuple[Any, PyTree]
     ]  # (keys [B], denoiser, x, state, t, s) -> (x, state); s is the cleaner level
+    draws_noise: bool = False  # whether `step` draws noise, and so needs keys
 
 
 class Timesteps(NamedTuple):
