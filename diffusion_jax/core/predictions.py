@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from diffusion_jax.core.components import component
 from diffusion_jax.core.process import q_posterior, q_sample
 from diffusion_jax.core.schedules import previous
+from diffusion_jax.core.settings import above
 from diffusion_jax.core.types import Array, Level, Parameterization, Schedule, expand
 
 
@@ -89,8 +90,12 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     2022, eq. 7 and table 1).
 
     The paper's sigma and x are sigma / alpha and x / alpha here, so that it holds at any alpha > 0.
-    sigma_data: the data's standard deviation. The network is fed c_noise = log(sigma / alpha) / 4
-    in place of t."""
+    The network is fed c_noise = log(sigma / alpha) / 4 in place of t.
+
+    Args:
+      sigma_data: the data's standard deviation, above 0.
+    """
+    above(0, sigma_data=sigma_data)
     # both sides of the paper's fractions times alpha: c_in / alpha = 1 / deviation, the rest
     # accordingly
     deviation = lambda level: jnp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core.components import component
+from diffusion_jax.core.settings import above, at_least, inside
 from diffusion_jax.core.types import Schedule, Timesteps
 
 
@@ -76,8 +77,14 @@ def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0
 
     Uniform until every t has its full history. The state {"losses": [T, history], "counts": [T]} is
     updated with all examples of the step, in the order of their numbers, the same on all devices.
+
+    Args:
+      history: how many losses of each t are kept, at least 1.
+      uniform_part: share of a uniform distribution in p, from 0 to 1.
     """
     num_steps = _table(schedule)
+    at_least(1, history=history)
+    inside(0, 1, uniform_part=uniform_part)
 
     def init():
         return {
@@ -147,14 +154,26 @@ def _unweighted(schedule: Schedule, t_of) -> Timesteps:
 @component
 def lognormal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> Timesteps:
     """log(sigma / alpha) ~ N(mean, std^2), EDM's distribution of noise levels; weights 1 (Karras et
-    al. 2022, table 1)."""
+    al. 2022, table 1).
+
+    Args:
+      mean: mean of log(sigma / alpha), the paper's P_mean.
+      std: standard deviation of log(sigma / alpha), above 0; the paper's P_std.
+    """
+    above(0, std=std)
     return _unweighted(schedule, lambda z: schedule.inverse(-2.0 * (mean + std * z)))
 
 
 @component
 def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Timesteps:
     """t the sigmoid of N(mean, std^2), stretched over [t_min, t_max]; weights 1 (Esser et al. 2024,
-    section 3.1)."""
+    section 3.1).
+
+    Args:
+      mean: mean of the normal number, above 0 for noisier t.
+      std: standard deviation of the normal number, above 0.
+    """
+    above(0, std=std)
     low, width = schedule.t_min, schedule.t_max - schedule.t_min
     return _unweighted(schedule, lambda z: low + width * jax.nn.sigmoid(mean + std * z))
 
@@ -167,7 +186,4 @@ TIMESTEPS = {
     "lognormal": lognormal,
     "logit_normal": logit_normal,
 }
-OBJECTIVES = (
-    "lognormal",
-    "logit_normal",
-)  # whose weights are 1 because the objective is the mean over them
+OBJECTIVES = ("lognormal", "logit_normal")  # weights 1: the objective is the mean over them

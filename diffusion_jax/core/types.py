@@ -113,6 +113,12 @@ Denoiser = Callable[[Any, Level], Prediction]
 ApplyFn = Callable[..., jax.Array]
 """(params, x_in [B, ...], t_in [B], cond) -> output [B, ...], a network's forward pass."""
 
+Weighting = Callable[[Level], Any]
+"""level -> the weight of ||x0 - predicted x0||^2, of the level's shape."""
+
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+"""Which variance a reverse step has: see `process.reverse_log_variance`."""
+
 Loss = Callable[..., jax.Array]
 """(network, x0 [B, ...], eps [B, ...], level [B], cond) -> losses [B]; network is (x_in, t_in,
 cond) -> output."""
@@ -125,6 +131,7 @@ class Sampler(NamedTuple):
     step: Callable[
         ..., tuple[Any, PyTree]
     ]  # (keys [B], denoiser, x, state, t, s) -> (x, state); s is the cleaner level
+    draws_noise: bool = False  # whether `step` draws noise, and so needs keys
 
 
 class Timesteps(NamedTuple):

@@ -12,7 +12,8 @@ from diffusion_jax.core.components import component
 from diffusion_jax.core.process import logsnr_drop
 from diffusion_jax.core.types import Denoiser, Level, Sampler
 
-FAR = 1e30  # the length of the step before the first: its differences vanish, and the order rises step by step
+# The length of the step before the first: its differences vanish, and the order rises step by step
+FAR = 1e30
 
 
 def growth(s: Level, t: Level):
@@ -90,7 +91,7 @@ def dpmpp_2m_sde() -> Sampler:
         x = s.sigma / t.sigma * jnp.exp(-h) * x + s.alpha * fresh * middle
         return x + s.sigma * jnp.sqrt(fresh) * noise.normal(keys, x.shape[1:]), ((x0,), (h,))
 
-    return Sampler(_history(1), step)
+    return Sampler(_history(1), step, draws_noise=True)
 
 
 @component
