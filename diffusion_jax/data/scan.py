@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -34,14 +33,11 @@ class Scan(NamedTuple):
 
 
 def memory(kind: str = "data") -> pathlib.Path:
-    """The folder of what is remembered; one for temporary files where the user has no home."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    if not cache:
-        try:
-            cache = pathlib.Path.home() / ".cache"
-        except RuntimeError:  # no HOME, and no such user, as in a container
-            cache = pathlib.Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return pathlib.Path(cache) / "diffusion_jax" / kind
+    return (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        / "diffusion_jax"
+        / kind
+    )
 
 
 def fingerprint(root: pathlib.Path, names: Sequence[str], stats: Sequence[os.stat_result]) -> str:

@@ -179,7 +179,7 @@ def test_every_array_of_as_many_rows_is_yielded_under_its_name(tmp_path):
     )
     for name in ("mu (float64 (7,))", "scale (float64 ())", "words (<U3 (40,))"):
         assert name in note
-    batch = next(pipeline.training_batches(source, 2, seed=0, flip=True))
+    batch = next(pipeline.training_batches(source, 2, seed=0, flip="image"))
     assert batch["points"].shape == (2, 5, 2)
 
 

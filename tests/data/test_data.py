@@ -72,7 +72,7 @@ class Numbers:
 
 process, processes, batch_size = map(int, sys.argv[1:])
 shard = (process, processes)
-begin = lambda: pipeline.training_batches(Numbers(), batch_size, 5, True, *shard, epochs=2)
+begin = lambda: pipeline.training_batches(Numbers(), batch_size, 5, 'image', *shard, epochs=2)
 pipeline.Flip.random_map = lambda self, element, rng: element  # there is nothing to mirror
 batches = begin()
 read = [next(batches)["label"].tolist() for _ in range(700 // batch_size)]
@@ -117,7 +117,7 @@ def test_real_processes_read_every_example_once_an_epoch_also_after_a_resume(pro
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_processes_read_what_one_alone_would_in_its_order(processes):
     """Every part of a batch, flips included, and from the state of another number of processes."""
-    begin = lambda *shard: pipeline.training_batches(Arrow(13), 12, 3, True, *shard)
+    begin = lambda *shard: pipeline.training_batches(Arrow(13), 12, 3, "image", *shard)
     alone = begin()
     for _ in range(2):
         next(alone)
@@ -136,7 +136,7 @@ def test_processes_read_what_one_alone_would_in_its_order(processes):
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_a_stream_that_ends_is_all_read(total, processes):
     parts = [
-        pipeline.training_batches(Numbers(total), 12, 0, False, p, processes, epochs=1)
+        pipeline.training_batches(Numbers(total), 12, 0, "", p, processes, epochs=1)
         for p in range(processes)
     ]
     read = [label for part in parts for batch in part for label in batch["label"]]
@@ -145,16 +145,16 @@ def test_a_stream_that_ends_is_all_read(total, processes):
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(UserError, match="training.batch_size=16 is not divisible by 3 processes"):
-        pipeline.training_batches(Numbers(40), 16, 0, False, 0, 3)
+        pipeline.training_batches(Numbers(40), 16, 0, "", 0, 3)
 
 
 def test_the_state_goes_on_in_mid_epoch():
-    reference = pipeline.training_batches(Numbers(10), 4, seed=3, flip=True)
+    reference = pipeline.training_batches(Numbers(10), 4, seed=3, flip="image")
     for _ in range(2):
         next(reference)
     state = reference.get_state()
     expected = [next(reference) for _ in range(4)]
-    resumed = pipeline.training_batches(Numbers(10), 4, seed=3, flip=True)
+    resumed = pipeline.training_batches(Numbers(10), 4, seed=3, flip="image")
     resumed.set_state(state)
     for batch in expected:
         again = next(resumed)
@@ -165,7 +165,7 @@ def test_the_state_goes_on_in_mid_epoch():
 def test_flip_mirrors_about_half():
     images = np.concatenate(
         [
-            next(pipeline.training_batches(Arrow(400), 400, seed=s, flip=True))["image"]
+            next(pipeline.training_batches(Arrow(400), 400, seed=s, flip="image"))["image"]
             for s in range(2)
         ]
     )
@@ -177,8 +177,12 @@ def test_flip_mirrors_about_half():
 def test_a_flip_of_what_is_no_image_is_refused():
     points = [{"points": np.zeros((4, 2), np.float32)}] * 8
     assert next(pipeline.training_batches(points, 4, seed=0))["points"].shape == (4, 4, 2)
-    with pytest.raises(UserError, match="config.data.flip mirrors images; these are points"):
-        next(pipeline.training_batches(points, 4, seed=0, flip=True))
+    with pytest.raises(
+        UserError, match="config.data.flip mirrors images, which 'image' holds none of"
+    ):
+        next(pipeline.training_batches(points, 4, seed=0, flip="image"))
+    with pytest.raises(UserError, match="which 'points' holds none of"):
+        next(pipeline.training_batches(points, 4, seed=0, flip="points"))
 
 
 def test_a_source_that_is_not_what_the_experiment_says_is_refused():

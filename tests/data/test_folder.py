@@ -410,16 +410,6 @@ def test_a_setting_that_is_none_is_named(tmp_path):
             load(tmp_path, **{name: "odd"})
 
 
-def test_without_a_home_what_is_known_of_files_lies_among_temporary_ones(tmp_path, monkeypatch):
-    def nobody():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(pathlib.Path, "home", nobody)
-    monkeypatch.setattr(scan.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert scan.memory() == tmp_path / f"cache-{os.getuid()}" / "diffusion_jax" / "data"
-
-
 def test_val_is_the_test_split_where_there_is_no_other(tmp_path):
     put(tmp_path / "train" / "1.png", 1)
     put(tmp_path / "val" / "1.png", 2)
