@@ -1,7 +1,9 @@
-"""The command `data`: what a source holds, before anything is trained on it."""
+"""Says what a run would train on: counts, sizes, labels and a picture of its data.
+
+python main.py data --workdir DIR --config experiments/NAME.py
+"""
 
 import collections
-import dataclasses
 import json
 import pathlib
 
@@ -9,10 +11,10 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
-from diffusion_jax.data import sources
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs.build import check_ranges
-from diffusion_jax.runs.config import Config, check_types
+from diffusion_jax.runs.build import check_source, check_together, load_source
+from diffusion_jax.runs.command_line import Given
+from diffusion_jax.runs.config import Config, check
 from diffusion_jax.runs.workdir import check_workdir
 
 MEASURED = 10_000  # examples, evenly spread, whose pixels are measured
@@ -20,38 +22,42 @@ PICTURED, COLUMNS = 64, 8  # examples in the picture
 LISTED = 12  # labels in the summary
 
 
-def describe(config: Config, workdir: pathlib.Path) -> str:
-    """Writes workdir/data/grid.png, the first 64 examples of the training split row by row, and
-    report.json; a summary.
+def run(given: Given) -> str:
+    """What `main.py data` does with its flags; UserError, after the report, where it has problems."""
+    report, folder = describe(given.config, given.workdir)
+    print(summary(report, folder))
+    if problems := report["problems"]:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise UserError(f"a run would not train on these data: {problems[0]}{more}")
+    return ""
 
-    Files that cannot be read are reported and left out, whatever data.unreadable says. `problems`
-    in the report is what keeps this config from training."""
-    check_types(config)
-    check_ranges(config)
+
+def describe(config: Config, workdir: pathlib.Path) -> tuple[dict, pathlib.Path]:
+    """Writes workdir/data/grid.png, the first 64 examples of the training split row by row, and
+    report.json; returns the report and its folder.
+
+    Files that cannot be read are reported and left out, whatever data.source.unreadable says.
+    `problems` in the report is what keeps this config from training.
+    """
+    check(config)
+    check_together(config)
     check_workdir(workdir, config)
     data = config.data
-    lenient = dataclasses.replace(data, unreadable="skip")
-    source, problems = (
-        sources.make(lenient, data.train_split),
-        [],
-    )  # without it there is nothing to report
+    # without it there is nothing to report
+    source, problems = load_source(config, data.train_split, lenient=True), []
     if len(source) == 0:
-        sources.check(source, data, data.train_split)  # says so
-    faults = getattr(source, "faults", {})
-    if faults and data.unreadable == "fail":
-        problems.append(f"{len(faults)} files cannot be read, and data.unreadable is fail")
-    report = {
-        "source": data.source,
-        "name": data.name,
-        "folder": data.folder,
-        "shape": list(data.shape),
-    }
+        check_source(config, source, data.train_split)  # says so
+    faults, values = getattr(source, "faults", {}), data.source.values()
+    if faults and values.get("unreadable") == "fail":
+        problems.append(f"{len(faults)} files cannot be read, and data.source.unreadable is fail")
+    report: dict = {"source": data.source.entry, "shape": list(data.shape)}
+    report |= {name: values.get(name, "") for name in ("name", "folder")}
     report |= {"splits": getattr(source, "splits", {})}
     for name, split in (("train", data.train_split), ("eval", data.eval_split)):
         try:
-            loaded = source if name == "train" else sources.make(lenient, split)
+            loaded = source if name == "train" else load_source(config, split, lenient=True)
             report[name] = split_report(loaded, split)
-            sources.check(loaded, data, split)
+            check_source(config, loaded, split)
         except UserError as error:
             problems.append(f"data.{name}_split={split}: {error}")
     pixels, first = measure(source), [source[i] for i in range(min(PICTURED, len(source)))]
@@ -66,7 +72,7 @@ def describe(config: Config, workdir: pathlib.Path) -> str:
     if pixels and len({example["image"].shape for example in first}) == 1:
         pictures.save(folder / "grid.png", grid(np.stack([example["image"] for example in first])))
     write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
-    return summary(report, folder)
+    return report, folder
 
 
 def label_name(source, label) -> str:

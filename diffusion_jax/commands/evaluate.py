@@ -137,7 +137,8 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     return path
 
 
-def compare(config: Config, workdir: pathlib.Path, images: str, against: str, declared: bool = True
+def compare(
+    config: Config, workdir: pathlib.Path, images: str, against: str, declared: bool = True
 ) -> pathlib.Path:
     """Scores one set of images against another, whoever made them; writes a report in
     workdir/evaluations, returns its path.

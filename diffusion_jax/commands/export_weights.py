@@ -1,6 +1,6 @@
 """Writes a run's weights under the names of Improved DDPM and ADM, as .safetensors.
 
-    python main.py export-weights --workdir DIR --weights FILE
+python main.py export-weights --workdir DIR --weights FILE
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Draws the figures of the papers, of a config alone or of a trained run.
 
-    python main.py figures --workdir DIR [--config experiments/NAME.py]
+python main.py figures --workdir DIR [--config experiments/NAME.py]
 """
 
 import json
@@ -172,9 +172,7 @@ def noise_scale(
     return float(trace / max(signal, trace / (size * batches)))
 
 
-def filled(
-    parts: Parts, params, source, loss_fn: Callable, distribution, rng, key, size: int
-):
+def filled(parts: Parts, params, source, loss_fn: Callable, distribution, rng, key, size: int):
     """The state of an adaptive distribution of t whose history is full: ten losses at every t."""
     state = distribution.init()
     if not jax.tree.leaves(state):

@@ -1,6 +1,6 @@
 """Makes a run of the weights of an Improved DDPM or ADM checkpoint.
 
-    python main.py import --workdir DIR --config experiments/NAME.py --weights FILE
+python main.py import --workdir DIR --config experiments/NAME.py --weights FILE
 """
 
 import pathlib

@@ -1,12 +1,11 @@
 """Says what a run will need: memory and FLOPs of a step, compiled but not run.
 
-    python main.py plan --config experiments/NAME.py [--device H100] [--devices 8]
+python main.py plan --config experiments/NAME.py [--device H100] [--devices 8]
 """
 
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import flops, hardware
@@ -97,7 +96,12 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         raise UserError(
             f"the compiler for {backend} does not tell what its programs need; plan on another, as JAX_PLATFORMS=cpu"
         )
-    kinds = {"parameters": state.params, "EMA": state.ema_params, "optimizer": state.opt_state, "frozen": state.frozen}
+    kinds = {
+        "parameters": state.params,
+        "EMA": state.ema_params,
+        "optimizer": state.opt_state,
+        "frozen": state.frozen,
+    }
     sizes = {part: held(tree, fsdp) for part, tree in kinds.items()}
     sizes["the rest"] = held(state, fsdp) - sum(sizes.values())
     return Plan(

@@ -1,7 +1,7 @@
 """Lets people judge two sets of images blind, side by side, and counts their ratings.
 
-    python main.py rate --workdir DIR --images SET --against SET
-    python main.py rate --workdir DIR --ratings FILE[,FILE ...]
+python main.py rate --workdir DIR --images SET --against SET
+python main.py rate --workdir DIR --ratings FILE[,FILE ...]
 """
 
 import json
@@ -38,5 +38,7 @@ def run(given: Given) -> str:
         for name in (given.flags["images"], given.flags["against"])
     )
     pairs = min(PAIRS, len(first), len(second))
-    page = side_by_side.write_page(folder, first, second, (given.flags["images"], given.flags["against"]), pairs)
+    page = side_by_side.write_page(
+        folder, first, second, (given.flags["images"], given.flags["against"]), pairs
+    )
     return f"page: {page}"

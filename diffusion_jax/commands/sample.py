@@ -1,6 +1,6 @@
 """Draws from a trained run and writes the pictures.
 
-    python main.py sample --workdir DIR
+python main.py sample --workdir DIR
 """
 
 import pathlib
@@ -32,12 +32,14 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     generate = draw.make_generate(config, parts, weak=weak)
     x0 = draw.draw(generate, params, sampling.num, sampling.batch_size, progress=True)
 
-    folder, data = new_folder(workdir / "samples", manner(config, parts, step)), None
-    data = folders.decoded(parts, x0)
+    folder, data = (
+        new_folder(workdir / "samples", manner(config, parts, step)),
+        folders.decoded(parts, x0),
+    )
     picture = folders.preview(config, parts, data)
     if picture is not None:
         pictures.save(folder / "grid.png", picture)
-    parts.modality.save(folder, data, folders.sample_labels(config, sampling.num))
+    folders.save_samples(config, parts, folder, data)
     folders.write_settings(folder, sampling=sampling)
     if sampling.gif or sampling.strip:
         generate = draw.make_generate(config, parts, trajectory=True, weak=weak)

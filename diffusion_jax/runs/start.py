@@ -1,7 +1,6 @@
 """What the program sets before the first command: streams, the compilation cache, the CPU."""
 
 import os
-import pathlib
 import sys
 
 import jax
