@@ -21,10 +21,10 @@ second. A SET is a folder, an .npz, an .npy or a split."""
 import pathlib
 import sys
 
-import jax
 from absl import flags
 
 from diffusion_jax.core.errors import Interrupted, UserError, nearest
+from diffusion_jax.runs import startup
 
 COMMANDS = (
     "train",
@@ -90,12 +90,11 @@ def run(argv: list[str]) -> None:
 
 
 def main() -> int:
-    if not jax.config.values["jax_compilation_cache_dir"]:  # a second start compiles nothing
-        jax.config.update(
-            "jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "diffusion_jax")
-        )
+    startup.printable_output()
+    startup.keep_compiled_programs()
     try:
-        run(sys.argv)
+        with startup.explained_devices():
+            run(startup.joined_values(sys.argv))
     except (UserError, flags.Error) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
