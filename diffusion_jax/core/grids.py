@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.settings import above, at_least
 from diffusion_jax.core.types import Array, Level, Schedule
+
+
+def _count(schedule: Schedule, num_steps: int | None) -> int:
+    """num_steps, or the number of a table's indices where None; ValueError where it cannot be."""
+    num_steps = schedule.num_steps if num_steps is None else num_steps
+    if num_steps is None:
+        raise ValueError("a continuous schedule has no steps of its own: give num_steps")
+    at_least(1, num_steps=num_steps)
+    return num_steps
 
 
 def uniform(schedule: Schedule, num_steps: int | None = None) -> Level:
@@ -20,12 +30,12 @@ def uniform(schedule: Schedule, num_steps: int | None = None) -> Level:
     where None.
 
     Raises ValueError where a table has fewer indices than asked for.
+
+    Args:
+      num_steps: number of levels, at least 1 and at most those of a table; None for all of a
+        table's.
     """
-    num_steps = schedule.num_steps if num_steps is None else num_steps
-    if num_steps is None:
-        raise ValueError("a continuous schedule has no steps of its own: give num_steps")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
+    num_steps = _count(schedule, num_steps)
     t = np.linspace(schedule.t_max, schedule.t_min, num_steps)
     if schedule.num_steps is not None:
         if num_steps > schedule.num_steps:
@@ -34,16 +44,21 @@ def uniform(schedule: Schedule, num_steps: int | None = None) -> Level:
     return schedule.level(t)
 
 
-def respaced(schedule: Schedule, spacing: str) -> Level:
+def respaced(schedule: Schedule, spacing: str | None = None) -> Level:
     """The levels of a respacing string, as Improved DDPM's and ADM's papers write it.
 
     "250": 250 indices evenly spread, ends included (Nichol & Dhariwal 2021, section 4). "10,15,20":
     the table cut into three equal parts that get 10, 15 and 20; a part that gets one keeps its
     first index, so "1" is index 0. "ddim50": 50 at a whole stride from 0 (Song et al. 2021).
     Level.t holds the original indices. Raises ValueError for a count that cannot be had, naming the
-    nearest that can."""
+    nearest that can.
+
+    Args:
+      spacing: counts of indices, as in 250, 10,15,20 or ddim50; None for all of a table's.
+    """
     if schedule.num_steps is None:
         raise ValueError("respacing needs a table schedule; a continuous one takes any grid")
+    spacing = str(schedule.num_steps) if spacing is None else spacing
     return schedule.level(np.asarray(respaced_indices(schedule.num_steps, spacing))[::-1])
 
 
@@ -69,7 +84,8 @@ def respaced_indices(num_steps: int, spacing: str) -> list[int]:
         length = size + (part < larger)
         if count > length:
             raise ValueError(
-                f"{spacing!r} asks for {count} of the {length} steps from {start}; at most {length} exist"
+                f"{spacing!r} asks for {count} of the {length} steps from {start}; "
+                f"at most {length} exist"
             )
         # Python's round, half to even, of the accumulated fraction, as the papers' code has it
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
@@ -94,7 +110,8 @@ def _strided(num_steps: int, count: int) -> list[int]:
     above = [n for n in possible if n > count][:1]
     near = " and ".join(f"ddim{n}" for n in below + above)
     raise ValueError(
-        f"no whole stride takes exactly {count} of {num_steps} steps; the nearest that exist: {near}"
+        f"no whole stride takes exactly {count} of {num_steps} steps; "
+        f"the nearest that exist: {near}"
     )
 
 
@@ -103,7 +120,11 @@ def explicit(schedule: Schedule, chosen: str | Array | Sequence[float]) -> Level
     chooses.
 
     In any order; whole numbers are a table's indices, others lie between them. Raises ValueError
-    for a t twice or outside the schedule."""
+    for a t twice or outside the schedule.
+
+    Args:
+      chosen: values of t, as in 200,10,0.
+    """
     if isinstance(chosen, str):
         try:
             chosen = np.array([float(part) for part in chosen.split(",")])
@@ -123,13 +144,9 @@ def explicit(schedule: Schedule, chosen: str | Array | Sequence[float]) -> Level
     return schedule.level(t)
 
 
-def _spread(
-    schedule: Schedule, num_steps: int, fraction, ends: tuple[float, float], whole: bool = True
-) -> Level:
+def _spread(schedule: Schedule, fraction, ends: tuple[float, float], whole: bool = True) -> Level:
     """Levels of t = low + fraction (high - low), moved to a table's indices where whole."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
-    low, high = ends
+    (low, high), num_steps = ends, len(fraction)
     t = low + np.asarray(fraction) * (high - low)
     if schedule.num_steps is not None:
         if num_steps > schedule.num_steps:
@@ -138,34 +155,42 @@ def _spread(
     return schedule.level(t)
 
 
-def quadratic(schedule: Schedule, num_steps: int) -> Level:
+def quadratic(schedule: Schedule, num_steps: int | None = None) -> Level:
     """t in squares from t_max to t_min, finer where it is clean (Song et al. 2021, appendix D.2);
-    between a table's indices."""
-    return _spread(
-        schedule,
-        num_steps,
-        np.linspace(1.0, 0.0, num_steps) ** 2,
-        (schedule.t_min, schedule.t_max),
-        whole=False,
-    )
+    between a table's indices.
+
+    Args:
+      num_steps: number of levels, at least 1 and at most those of a table; None for as many as a
+        table has.
+    """
+    fraction = np.linspace(1.0, 0.0, _count(schedule, num_steps)) ** 2
+    return _spread(schedule, fraction, (schedule.t_min, schedule.t_max), whole=False)
 
 
-def trailing(schedule: Schedule, num_steps: int) -> Level:
-    """The noisy ends of equal parts: t_max, but not t_min (Lin et al. 2023, table 2)."""
+def trailing(schedule: Schedule, num_steps: int | None = None) -> Level:
+    """The noisy ends of equal parts: t_max, but not t_min (Lin et al. 2023, table 2).
+
+    Args:
+      num_steps: number of levels, at least 1 and at most those of a table; None for all of a
+        table's.
+    """
+    num_steps = _count(schedule, num_steps)
     # a table has T parts of one index each, so that index T - 1 is the end of the last
     low = -1 if schedule.num_steps is not None else schedule.t_min
-    return _spread(
-        schedule, num_steps, np.arange(num_steps, 0, -1) / num_steps, (low, schedule.t_max)
-    )
+    return _spread(schedule, np.arange(num_steps, 0, -1) / num_steps, (low, schedule.t_max))
 
 
-def leading(schedule: Schedule, num_steps: int) -> Level:
+def leading(schedule: Schedule, num_steps: int | None = None) -> Level:
     """The clean ends of equal parts: t_min, but not t_max; "ddimN" where N divides a table (Song et
-    al. 2021)."""
+    al. 2021).
+
+    Args:
+      num_steps: number of levels, at least 1 and at most those of a table; None for all of a
+        table's.
+    """
+    num_steps = _count(schedule, num_steps)
     high = schedule.num_steps if schedule.num_steps is not None else schedule.t_max
-    return _spread(
-        schedule, num_steps, np.arange(num_steps - 1, -1, -1) / num_steps, (schedule.t_min, high)
-    )
+    return _spread(schedule, np.arange(num_steps - 1, -1, -1) / num_steps, (schedule.t_min, high))
 
 
 def at_logsnr(schedule: Schedule, logsnr: Any) -> Level:
@@ -175,10 +200,8 @@ def at_logsnr(schedule: Schedule, logsnr: Any) -> Level:
     return schedule.level(t)
 
 
-def _ends(schedule: Schedule, num_steps: int) -> tuple[float, float]:
+def _ends(schedule: Schedule) -> tuple[float, float]:
     """log-SNR of the noisiest and of the cleanest level."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
     with jax.ensure_compile_time_eval():  # a grid may be made inside a jitted function
         low, high = (float(schedule.level(t).logsnr) for t in (schedule.t_max, schedule.t_min))
     if not np.isfinite(low):
@@ -186,22 +209,32 @@ def _ends(schedule: Schedule, num_steps: int) -> tuple[float, float]:
     return low, high
 
 
-def karras(schedule: Schedule, num_steps: int, rho: float = 7.0) -> Level:
+def karras(schedule: Schedule, num_steps: int | None = None, rho: float = 7.0) -> Level:
     """(sigma / alpha)^(1 / rho) evenly spread from the noisiest level to the cleanest (Karras et
     al. 2022, eq. 5).
 
     Between the indices of a table; `quantized` moves the levels onto them.
+
+    Args:
+      num_steps: number of levels, at least 1; None for as many as a table has.
+      rho: the exponent, above 0; the larger, the finer the grid where it is clean.
     """
-    low, high = np.exp(-0.5 * np.array(_ends(schedule, num_steps)) / rho)
+    num_steps = _count(schedule, num_steps)
+    above(0, rho=rho)
+    low, high = np.exp(-0.5 * np.array(_ends(schedule)) / rho)
     return at_logsnr(schedule, -2.0 * rho * np.log(np.linspace(low, high, num_steps)))
 
 
-def logsnr(schedule: Schedule, num_steps: int) -> Level:
+def logsnr(schedule: Schedule, num_steps: int | None = None) -> Level:
     """log-SNR evenly spread from the noisiest level to the cleanest (Lu et al. 2022a).
 
     Between the indices of a table, as `karras`.
+
+    Args:
+      num_steps: number of levels, at least 1; None for as many as a table has.
     """
-    return at_logsnr(schedule, np.linspace(*_ends(schedule, num_steps), num_steps))
+    num_steps = _count(schedule, num_steps)
+    return at_logsnr(schedule, np.linspace(*_ends(schedule), num_steps))
 
 
 def finite(level: Level) -> Level:

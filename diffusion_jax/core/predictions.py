@@ -5,12 +5,12 @@ of x0 and eps gives the other, so `target` and `x0` are all that differs. Two ca
 with the same arguments give one and the same object, by which `denoisers.classifier_free` sees that
 two denoisers are one network."""
 
-import functools
-
 import jax.numpy as jnp
 
+from diffusion_jax.core.components import component
 from diffusion_jax.core.process import q_posterior, q_sample
 from diffusion_jax.core.schedules import previous
+from diffusion_jax.core.settings import above
 from diffusion_jax.core.types import Array, Level, Parameterization, Schedule, expand
 
 
@@ -23,7 +23,7 @@ def _expanded(function):
     return lambda a, b, level: function(a, b, level.expand(a.ndim))
 
 
-@functools.cache
+@component
 def eps() -> Parameterization:
     """The network predicts the noise (Ho et al. 2020, eq. 12). Decoding divides by alpha: it must
     not be 0."""
@@ -34,7 +34,7 @@ def eps() -> Parameterization:
     )
 
 
-@functools.cache
+@component
 def x0() -> Parameterization:
     """The network predicts the clean image."""
     return Parameterization(
@@ -42,7 +42,7 @@ def x0() -> Parameterization:
     )
 
 
-@functools.cache
+@component
 def v() -> Parameterization:
     """The network predicts v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D).
 
@@ -59,7 +59,7 @@ def v() -> Parameterization:
     )
 
 
-@functools.cache
+@component
 def score() -> Parameterization:
     """The network predicts the score grad log q(x_t) = -eps / sigma (Song et al. 2021, section 3).
     alpha must not be 0."""
@@ -70,7 +70,7 @@ def score() -> Parameterization:
     )
 
 
-@functools.cache
+@component
 def flow() -> Parameterization:
     """The network predicts the velocity eps - x0 of the straight path (Liu et al. 2022, eq. 1;
     Lipman et al. 2023, eq. 23).
@@ -84,14 +84,18 @@ def flow() -> Parameterization:
     )
 
 
-@functools.cache
+@component
 def edm(sigma_data: float = 0.5) -> Parameterization:
     """EDM's preconditioning: x0 = c_skip x + c_out F(c_in x, c_noise), F the network (Karras et al.
     2022, eq. 7 and table 1).
 
     The paper's sigma and x are sigma / alpha and x / alpha here, so that it holds at any alpha > 0.
-    sigma_data: the data's standard deviation. The network is fed c_noise = log(sigma / alpha) / 4
-    in place of t."""
+    The network is fed c_noise = log(sigma / alpha) / 4 in place of t.
+
+    Args:
+      sigma_data: the data's standard deviation, above 0.
+    """
+    above(0, sigma_data=sigma_data)
     # both sides of the paper's fractions times alpha: c_in / alpha = 1 / deviation, the rest
     # accordingly
     deviation = lambda level: jnp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
@@ -110,6 +114,7 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     return Parameterization(inputs=inputs, target=_expanded(target), x0=_expanded(decode))
 
 
+@component
 def mean(schedule: Schedule) -> Parameterization:
     """The network predicts the posterior mean of the next-cleaner step of a table (Ho et al. 2020,
     eq. 8).

@@ -6,16 +6,17 @@ Everything follows from two quantities, with lambda = logsnr and s the cleaner o
 A). Neighbouring table indices give DDPM's formulas; any other pair is what respacing needs, so
 there are no rewritten betas."""
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from diffusion_jax.core.types import Array, Level
+from diffusion_jax.core.settings import one_of
+from diffusion_jax.core.types import Array, Level, Variance
 
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+VARIANCES = get_args(Variance)
 
 
 def logsnr_drop(s: Level, t: Level) -> jax.Array:
@@ -69,8 +70,7 @@ def reverse_log_variance(
     "learned_range", between the two in the log: fraction log beta + (1 - fraction) log beta-tilde
     (Nichol & Dhariwal 2021, eq. 15), fraction in [0, 1]. first: what stands for both fixed ones
     where s is clean, whose beta-tilde is 0: `first_log_variance`."""
-    if variance not in VARIANCES:
-        raise ValueError(f"variance is one of {', '.join(VARIANCES)}, not {variance!r}")
+    one_of(VARIANCES, variance=variance)
     clean = s.sigma == 0.0
     log_c = jnp.log(-jnp.expm1(logsnr_drop(s, t)))
     small = jnp.where(clean, first, 2.0 * jnp.log(jnp.where(clean, 1.0, s.sigma)) + log_c)

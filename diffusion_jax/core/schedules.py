@@ -13,14 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
+from diffusion_jax.core.components import component
+from diffusion_jax.core.settings import above, at_least
 from diffusion_jax.core.types import CLEAN, Array, Level, Schedule
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: "clip beta_t to be no larger than 0.999"
-
-
-def _check_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
 
 
 def _betas_for(alphas_cumprod: np.ndarray) -> np.ndarray:
@@ -36,7 +33,8 @@ def linear_betas(
 
     The scale keeps the last alphas_cumprod the same for every T (Nichol & Dhariwal 2021). Raises
     ValueError where it pushes a beta above 1: T < 20 with the default ends."""
-    _check_steps(num_steps)
+    at_least(1, num_steps=num_steps)
+    above(0, beta_start=beta_start, beta_end=beta_end)
     scale = 1000.0 / num_steps
     if scale * max(beta_start, beta_end) > 1.0:
         least = int(np.ceil(1000.0 * max(beta_start, beta_end)))
@@ -52,7 +50,8 @@ def cosine_betas(num_steps: int = 1000, s: float = 0.008) -> np.ndarray:
 
     Nichol & Dhariwal 2021, eq. 17.
     """
-    _check_steps(num_steps)
+    at_least(1, num_steps=num_steps)
+    at_least(0, s=s)
     u = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     return _betas_for(np.cos((u + s) / (1.0 + s) * np.pi / 2.0) ** 2)
 
@@ -65,7 +64,10 @@ def sigmoid_betas(
 
     Jabri et al. 2022, algorithm 1 (`sigmoid_schedule`); `tau` is its temperature.
     """
-    _check_steps(num_steps)
+    at_least(1, num_steps=num_steps)
+    above(0, tau=tau)
+    if not start < end:
+        raise ValueError(f"start must lie below end, not {start} and {end}")
     u = np.arange(num_steps + 1, dtype=np.float64) / num_steps
     sigmoid = lambda a: 1.0 / (1.0 + np.exp(-a / tau))
     return _betas_for(
@@ -100,6 +102,7 @@ def _alpha_of(logsnr) -> jax.Array:
     return jnp.sqrt(jax.nn.sigmoid(logsnr))
 
 
+@component
 def from_betas(betas: Array) -> Schedule:
     """The table schedule of betas [T], each in (0, 1].
 
@@ -165,20 +168,41 @@ def previous(schedule: Schedule, level: Level) -> Level:
     )
 
 
+@component
 def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """DDPM's schedule, `linear_betas` as a table."""
+    """DDPM's schedule, `linear_betas` as a table.
+
+    Args:
+      num_steps: T, the number of steps of the table, at least 1.
+      beta_start: the first beta of a table of 1000 steps, above 0; of T it is 1000 / T times that.
+      beta_end: the last beta of a table of 1000 steps, above 0.
+    """
     return from_betas(linear_betas(num_steps, beta_start, beta_end))
 
 
+@component
 def cosine(num_steps: int = 1000, s: float = 0.008) -> Schedule:
-    """Improved DDPM's schedule, `cosine_betas` as a table."""
+    """Improved DDPM's schedule, `cosine_betas` as a table.
+
+    Args:
+      num_steps: T, the number of steps of the table, at least 1.
+      s: offset that keeps the first betas from vanishing, at least 0.
+    """
     return from_betas(cosine_betas(num_steps, s))
 
 
+@component
 def sigmoid(
     num_steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Schedule:
-    """Jabri et al.'s schedule, `sigmoid_betas` as a table."""
+    """Jabri et al.'s schedule, `sigmoid_betas` as a table.
+
+    Args:
+      num_steps: T, the number of steps of the table, at least 1.
+      start: where on the sigmoid t = 0 lies, below end.
+      end: where on the sigmoid t = T lies.
+      tau: temperature of the sigmoid, above 0.
+    """
     return from_betas(sigmoid_betas(num_steps, start, end, tau))
 
 
@@ -200,12 +224,14 @@ def _continuous(
 
 
 def _check_rising(floor: float, **values: float) -> None:
-    if not all(low < high for low, high in itertools.pairwise((floor, *values.values()))):
+    rising = itertools.pairwise((floor, *values.values(), np.inf))
+    if not all(low < high for low, high in rising):
         raise ValueError(
             f"{' and '.join(values)} must lie above {floor} and rise, not {list(values.values())}"
         )
 
 
+@component
 def from_logsnr(logsnr: Callable, inverse: Callable, t_min: float, t_max: float) -> Schedule:
     """The continuous, variance-preserving schedule of a log-SNR: alpha^2 = sigmoid(logsnr(t)),
     sigma^2 = sigmoid(-logsnr(t)).
@@ -217,9 +243,15 @@ def from_logsnr(logsnr: Callable, inverse: Callable, t_min: float, t_max: float)
     )
 
 
+@component
 def linear_logsnr(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedule:
     """A log-SNR falling linearly from logsnr_max at t = 0 to logsnr_min at t = 1 (Kingma et al.
-    2021, the fixed schedule)."""
+    2021, the fixed schedule).
+
+    Args:
+      logsnr_min: log-SNR at t = 1, the noisiest.
+      logsnr_max: log-SNR at t = 0, the cleanest, above logsnr_min.
+    """
     _check_rising(-np.inf, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     fall = logsnr_max - logsnr_min
     return from_logsnr(
@@ -227,6 +259,7 @@ def linear_logsnr(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedu
     )
 
 
+@component
 def cosine_logsnr(
     logsnr_min: float = -15.0, logsnr_max: float = 15.0, shift: float = 0.0
 ) -> Schedule:
@@ -234,8 +267,14 @@ def cosine_logsnr(
     al. 2023, section 3.1).
 
     Nichol & Dhariwal 2021's cosine in continuous time, from logsnr_max at t = 0 to logsnr_min at t
-    = 1 whatever the shift, which is 2 log(64 / d) to give images d pixels wide the noise of 64 x 64
-    ones."""
+    = 1 whatever the shift.
+
+    Args:
+      logsnr_min: log-SNR at t = 1, the noisiest.
+      logsnr_max: log-SNR at t = 0, the cleanest, above logsnr_min.
+      shift: added to the log-SNR between the ends; 2 log(64 / d) gives images d pixels wide the
+        noise of 64 x 64 ones.
+    """
     _check_rising(-np.inf, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
     first = float(np.arctan(np.exp(-0.5 * (logsnr_max - shift))))  # u at t = 0
     last = float(np.arctan(np.exp(0.5 * (logsnr_min - shift))))  # pi/2 - u at t = 1
@@ -257,7 +296,9 @@ def _integrated_beta(beta_min: float, beta_max: float) -> tuple[Callable, Callab
     """B(t), the integral from 0 of beta(t) = beta_min + t (beta_max - beta_min), and its
     inverse."""
     if not (0.0 <= beta_min <= beta_max and beta_max > 0.0):
-        raise ValueError(f"betas must be at least 0 and not fall: {beta_min} and {beta_max}")
+        raise ValueError(
+            f"beta_min and beta_max must be at least 0 and not fall, not {beta_min} and {beta_max}"
+        )
     slope = beta_max - beta_min
     integral = lambda t: t * (beta_min + 0.5 * slope * t)
     inverse = lambda b: (
@@ -266,6 +307,7 @@ def _integrated_beta(beta_min: float, beta_max: float) -> tuple[Callable, Callab
     return integral, inverse
 
 
+@component
 def vp(
     beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
 ) -> Schedule:
@@ -273,6 +315,12 @@ def vp(
     2021b, eqs. 11 and 29).
 
     sigma^2 = 1 - alpha^2; beta(t) = beta_min + t (beta_max - beta_min).
+
+    Args:
+      beta_min: beta at t = 0, at least 0.
+      beta_max: beta at t = 1, above 0 and at least beta_min.
+      t_min: the cleanest t, above 0.
+      t_max: the noisiest t, above t_min.
     """
     _check_rising(0.0, t_min=t_min, t_max=t_max)
     integral, inverse = _integrated_beta(beta_min, beta_max)
@@ -283,11 +331,19 @@ def vp(
     return _continuous(alpha, sigma, lambda logsnr: inverse(jax.nn.softplus(-logsnr)), t_min, t_max)
 
 
+@component
 def sub_vp(
     beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
 ) -> Schedule:
     """The sub-VP SDE: the VP SDE's alpha with less noise, sigma = 1 - alpha^2 (Song et al. 2021b,
-    eqs. 12 and 29)."""
+    eqs. 12 and 29).
+
+    Args:
+      beta_min: beta at t = 0, at least 0.
+      beta_max: beta at t = 1, above 0 and at least beta_min.
+      t_min: the cleanest t, above 0.
+      t_max: the noisiest t, above t_min.
+    """
     _check_rising(0.0, t_min=t_min, t_max=t_max)
     integral, inverse = _integrated_beta(beta_min, beta_max)
     alpha, sigma = lambda t: jnp.exp(-0.5 * integral(t)), lambda t: -jnp.expm1(-integral(t))
@@ -301,9 +357,15 @@ def sub_vp(
     )
 
 
+@component
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     """The VE SDE: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, t in [0, 1] (Song et al.
-    2021b, appendix C)."""
+    2021b, appendix C).
+
+    Args:
+      sigma_min: the least sigma, above 0.
+      sigma_max: the largest sigma, above sigma_min.
+    """
     _check_rising(0.0, sigma_min=sigma_min, sigma_max=sigma_max)
     log_min, log_ratio = float(np.log(sigma_min)), float(np.log(sigma_max / sigma_min))
     sigma = lambda t: jnp.exp(log_min + log_ratio * t)
@@ -312,20 +374,31 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     )
 
 
+@component
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
     """EDM's schedule: alpha = 1 and sigma = t, from sigma_min to sigma_max (Karras et al. 2022,
-    table 1)."""
+    table 1).
+
+    Args:
+      sigma_min: the least sigma, above 0.
+      sigma_max: the largest sigma, above sigma_min.
+    """
     _check_rising(0.0, sigma_min=sigma_min, sigma_max=sigma_max)
     return _continuous(
         jnp.ones_like, lambda t: t, lambda logsnr: jnp.exp(-0.5 * logsnr), sigma_min, sigma_max
     )
 
 
+@component
 def rectified_flow(t_min: float = 1e-3, t_max: float = 0.999) -> Schedule:
     """The straight path, alpha = 1 - t and sigma = t (Liu et al. 2022, eq. 1; Lipman et al. 2023,
     section 4.1).
 
     t_max may be 1, pure noise, for predictions that can be decoded at alpha = 0.
+
+    Args:
+      t_min: the cleanest t, above 0.
+      t_max: the noisiest t, above t_min and at most 1.
     """
     _check_rising(0.0, t_min=t_min, t_max=t_max)
     if t_max > 1.0:

@@ -1,8 +1,11 @@
-"""Marks of settings: what a change of a factory's argument means for a run.
+"""Settings, the arguments of a registry's factories: marks of what a change of one means for a
+run, and the checks of ranges.
 
-`Annotated[bool, FREE]` in a factory's signature, beside the setting itself.
+`Annotated[bool, FREE]` in a factory's signature, beside the setting itself. A check raises
+ValueError with one line that names the setting, its range and its value.
 """
 
+import math
 from typing import NamedTuple
 
 
@@ -15,3 +18,31 @@ class Mark(NamedTuple):
 
 FREE = Mark(free=True, network=False)
 TRAINING = Mark(network=False)
+
+
+def above(bound: float, **values: float) -> None:
+    """Raises ValueError unless every value is finite and above the bound."""
+    for name, value in values.items():
+        if not bound < value < math.inf:
+            raise ValueError(f"{name} must be above {bound:g}, not {value}")
+
+
+def at_least(bound: float, **values: float) -> None:
+    """Raises ValueError unless every value is finite and at least the bound."""
+    for name, value in values.items():
+        if not bound <= value < math.inf:
+            raise ValueError(f"{name} must be at least {bound:g}, not {value}")
+
+
+def inside(low: float, high: float, **values: float) -> None:
+    """Raises ValueError unless every value lies in [low, high]."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], not {value}")
+
+
+def one_of(names: tuple[str, ...], **values: str) -> None:
+    """Raises ValueError unless every value is one of the names."""
+    for name, value in values.items():
+        if value not in names:
+            raise ValueError(f"{name} is one of {', '.join(names)}, not {value!r}")

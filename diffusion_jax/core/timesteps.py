@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.components import component
+from diffusion_jax.core.settings import above, at_least, inside
 from diffusion_jax.core.types import Schedule, Timesteps
 
 
@@ -35,6 +37,7 @@ def _draw(probabilities, key, index):
     return t, 1.0 / (len(probabilities) * probabilities[t])
 
 
+@component
 def uniform(schedule: Schedule) -> Timesteps:
     """t uniform over the table's indices, or over [t_min, t_max] in continuous time; weights 1 (Ho
     et al. 2020, alg. 1)."""
@@ -51,6 +54,7 @@ def uniform(schedule: Schedule) -> Timesteps:
     return _stateless(sample)
 
 
+@component
 def low_discrepancy(schedule: Schedule) -> Timesteps:
     """Uniform t for each example, evenly spread over a batch: (u + i / total) mod 1 (Kingma et al.
     2021, appendix I.1)."""
@@ -66,14 +70,21 @@ def low_discrepancy(schedule: Schedule) -> Timesteps:
     return _stateless(sample)
 
 
+@component
 def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0.001) -> Timesteps:
     """p(t) ~ sqrt(E[L_t^2]) over the last `history` losses of each t, with a uniform part (Nichol &
     Dhariwal 2021, eq. 18).
 
     Uniform until every t has its full history. The state {"losses": [T, history], "counts": [T]} is
     updated with all examples of the step, in the order of their numbers, the same on all devices.
+
+    Args:
+      history: how many losses of each t are kept, at least 1.
+      uniform_part: share of a uniform distribution in p, from 0 to 1.
     """
     num_steps = _table(schedule)
+    at_least(1, history=history)
+    inside(0, 1, uniform_part=uniform_part)
 
     def init():
         return {
@@ -113,6 +124,7 @@ def second_moment_probabilities(state, uniform_part: float = 0.001) -> jax.Array
     return jnp.where(jnp.all(counts == losses.shape[-1]), learned, even)
 
 
+@component
 def score_norm(schedule: Schedule) -> Timesteps:
     """p(t) ~ E||grad log q(x_t | x0)||^2 / dim = 1 / sigma_t^2, the score's expected squared norm
     (Song et al. 2021, eq. 7)."""
@@ -139,15 +151,29 @@ def _unweighted(schedule: Schedule, t_of) -> Timesteps:
     return _stateless(sample)
 
 
+@component
 def lognormal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> Timesteps:
     """log(sigma / alpha) ~ N(mean, std^2), EDM's distribution of noise levels; weights 1 (Karras et
-    al. 2022, table 1)."""
+    al. 2022, table 1).
+
+    Args:
+      mean: mean of log(sigma / alpha), the paper's P_mean.
+      std: standard deviation of log(sigma / alpha), above 0; the paper's P_std.
+    """
+    above(0, std=std)
     return _unweighted(schedule, lambda z: schedule.inverse(-2.0 * (mean + std * z)))
 
 
+@component
 def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Timesteps:
     """t the sigmoid of N(mean, std^2), stretched over [t_min, t_max]; weights 1 (Esser et al. 2024,
-    section 3.1)."""
+    section 3.1).
+
+    Args:
+      mean: mean of the normal number, above 0 for noisier t.
+      std: standard deviation of the normal number, above 0.
+    """
+    above(0, std=std)
     low, width = schedule.t_min, schedule.t_max - schedule.t_min
     return _unweighted(schedule, lambda z: low + width * jax.nn.sigmoid(mean + std * z))
 
@@ -160,7 +186,4 @@ TIMESTEPS = {
     "lognormal": lognormal,
     "logit_normal": logit_normal,
 }
-OBJECTIVES = (
-    "lognormal",
-    "logit_normal",
-)  # whose weights are 1 because the objective is the mean over them
+OBJECTIVES = ("lognormal", "logit_normal")  # weights 1: the objective is the mean over them

@@ -2,7 +2,7 @@
 and broadcasting."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NewType
+from typing import Any, Literal, NamedTuple, NewType
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ Batch = Mapping[str, Any]
 
 Cond = Mapping[str, PyTree]
 """What a network is told beside x and t, by name: {"label": int32 [B], ...}; {} for nothing."""
+
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+"""Of the reverse process: see `process.reverse_log_variance`."""
 
 Shape = NewType("Shape", tuple)
 """The shape of one example of x0, without the batch's axis."""
@@ -110,6 +113,12 @@ Denoiser = Callable[[Any, Level], Prediction]
 ApplyFn = Callable[..., jax.Array]
 """(params, x_in [B, ...], t_in [B], cond) -> output [B, ...], a network's forward pass."""
 
+Weighting = Callable[[Level], Any]
+"""level -> the weight of ||x0 - predicted x0||^2, of the level's shape."""
+
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+"""Which variance a reverse step has: see `process.reverse_log_variance`."""
+
 Loss = Callable[..., jax.Array]
 """(network, x0 [B, ...], eps [B, ...], level [B], cond) -> losses [B]; network is (x_in, t_in,
 cond) -> output."""
@@ -122,6 +131,7 @@ class Sampler(NamedTuple):
     step: Callable[
         ..., tuple[Any, PyTree]
     ]  # (keys [B], denoiser, x, state, t, s) -> (x, state); s is the cleaner level
+    draws_noise: bool = False  # whether `step` draws noise, and so needs keys
 
 
 class Timesteps(NamedTuple):

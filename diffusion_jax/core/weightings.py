@@ -5,53 +5,76 @@ factor between the error of its target and that of x0. Min-SNR, say, becomes min
 for eps and min(snr, gamma) / (snr + 1) for v. None of them, the default of the losses, weighs the
 error of the target by 1 (Ho et al. 2020's L_simple with eps)."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 
-from diffusion_jax.core.types import Level
+from diffusion_jax.core.components import component
+from diffusion_jax.core.settings import above, at_least
+from diffusion_jax.core.types import Level, Weighting
 
 
 def snr(level: Level):
     return (level.alpha / level.sigma) ** 2
 
 
-def simple() -> Callable:
+@component
+def simple() -> Weighting:
     """snr, the weight of L_simple: 1 for the error of eps, whatever the network predicts (Ho et al.
     2020, eq. 14)."""
     return snr
 
 
-def x0() -> Callable:
+@component
+def x0() -> Weighting:
     """1 for the error of x0 itself."""
     return lambda level: jnp.ones_like(level.alpha)
 
 
-def v() -> Callable:
+@component
+def v() -> Weighting:
     """snr + 1, which is 1 for the error of v (Salimans & Ho 2022, section 4, "SNR+1")."""
     return lambda level: snr(level) + 1.0
 
 
-def truncated_snr() -> Callable:
+@component
+def truncated_snr() -> Weighting:
     """max(snr, 1) (Salimans & Ho 2022, section 4)."""
     return lambda level: jnp.maximum(snr(level), 1.0)
 
 
-def min_snr(gamma: float = 5.0) -> Callable:
-    """min(snr, gamma) (Hang et al. 2023, eq. 8)."""
+@component
+def min_snr(gamma: float = 5.0) -> Weighting:
+    """min(snr, gamma) (Hang et al. 2023, eq. 8).
+
+    Args:
+      gamma: the largest weight, above 0.
+    """
+    above(0, gamma=gamma)
     return lambda level: jnp.minimum(snr(level), gamma)
 
 
-def p2(gamma: float = 1.0, k: float = 1.0) -> Callable:
+@component
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     """snr / (k + snr)^gamma, L_simple's weight with less of it where little noise is (Choi et al.
-    2022, eq. 8)."""
+    2022, eq. 8).
+
+    Args:
+      gamma: how much less, at least 0; at 0 it is L_simple's weight.
+      k: the SNR from which on it is less, above 0.
+    """
+    at_least(0, gamma=gamma)
+    above(0, k=k)
     return lambda level: snr(level) / (k + snr(level)) ** gamma
 
 
-def edm(sigma_data: float = 0.5) -> Callable:
+@component
+def edm(sigma_data: float = 0.5) -> Weighting:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2, sigma the noise over the signal (Karras et
-    al. 2022, table 1)."""
+    al. 2022, table 1).
 
+    Args:
+      sigma_data: the data's standard deviation, above 0.
+    """
+    above(0, sigma_data=sigma_data)
     # both sides of the fraction times alpha^2, so that it is finite at alpha = 0
     return lambda level: (
         (level.sigma**2 + (level.alpha * sigma_data) ** 2) / (level.sigma * sigma_data) ** 2

@@ -20,7 +20,7 @@ from diffusion_jax.core.caches import cache_folder
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import images
 
-VERSION = 1  # of what is remembered; another decoder or another way to resize is another version
+VERSION = 2  # of what is remembered; another decoder or another way to resize is another version
 CHUNK = 1024  # files under way at a time
 
 
@@ -69,8 +69,9 @@ def scan(
                 check_sizes(names, known.sizes, shape, resize)
             pixels = read_pixels(store, (len(names), *shape)) if keep else None
         except OSError as error:
+            cause = error.strerror or error
             raise UserError(
-                f"data.cache=true, but {folder} cannot be written: {error.strerror or error}"
+                f"config.data.source.cache=true, but {folder} cannot be written: {cause}"
             ) from None
     check_sizes(names, known.sizes, shape, resize)
     return known._replace(pixels=pixels)
@@ -170,14 +171,15 @@ def reason(error: Exception) -> str:
 def check_sizes(
     names: Sequence[str], sizes: np.ndarray, shape: tuple[int, ...], resize: str
 ) -> None:
-    """Raises UserError where images stay as they are and one has another size than data.shape
-    says."""
+    """Raises UserError where images stay as they are and one has another size than
+    config.data.shape says."""
     wrong = np.flatnonzero(((sizes != shape[:2]) & (sizes > 0)).any(1))
     if resize == "none" and len(wrong):
         (h, w), name = sizes[wrong[0]], shown(names[int(wrong[0])])
         raise UserError(
-            f"{len(wrong)} of {len(names)} images are not {shape[0]} x {shape[1]}, as data.shape says, such as {name} "
-            f"({h} x {w}); data.resize=center_crop makes them so"
+            f"{len(wrong)} of {len(names)} images are not {shape[0]} x {shape[1]}, as "
+            f"config.data.shape says, such as {name} ({h} x {w}); "
+            "config.data.source.resize=center_crop makes them so"
         )
 
 

@@ -208,21 +208,19 @@ class Layout(NamedTuple):
             else NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
         )
 
-    def state(self, shapes: PyTree) -> PyTree:
-        """`shapes` (of eval_shape) with the place of every array: parameters, their average and the
-        optimizer's alike."""
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.cut(a.shape)), shapes
-        )
+    def state(self, shapes: Any) -> Any:
+        """`shapes` (of eval_shape) of a TrainState with the place of every array: parameters, their
+        average and the optimizer's alike; `aux`, the objective's own, is whole on every device."""
 
-    def gathered(self, loss_fn: Callable) -> Callable:
-        """loss_fn, on every device with all of the parameters, gathered where they are used, and
-        its share of the batch."""
-        if self.pmapped:
-            return loss_fn
-        return lambda params, *args: loss_fn(
-            jax.lax.with_sharding_constraint(params, self.whole), *args
-        )
+        def placed(tree, place):
+            one = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place(a.shape))
+            return jax.tree.map(one, tree)
+
+        return placed(shapes, self.cut).replace(aux=placed(shapes.aux, lambda shape: self.whole))
+
+    def gathered(self, params: PyTree) -> PyTree:
+        """Parameters, on every device all of them, where they are used."""
+        return params if self.pmapped else jax.lax.with_sharding_constraint(params, self.whole)
 
     def spread(self, parts: PyTree) -> PyTree:
         """The parts of an accumulated batch, arrays [parts, b, ...], each on all devices."""
@@ -299,7 +297,7 @@ def make_take_steps(
         if steps_per_call == 1:
             state, metrics = body(state, jax.tree.map(lambda a: a[0], batches))
             return state, jax.tree.map(lambda a: a[None], metrics)
-        return jax.lax.scan(body, state, batches, unroll=cpu.unroll(steps_per_call))
+        return jax.lax.scan(body, state, batches, unroll=steps_per_call if cpu.unroll() else 1)
 
     if layout.pmapped:
         # The batch's second axis is shared out: [K, D, B/D, ...] with the pmapped axis in the
@@ -328,6 +326,15 @@ def make_take_steps(
         return after
 
     return run
+
+
+def precision(dtype: str | None) -> contextlib.AbstractContextManager:
+    """Within it, products of float32 are products of float32, where that is what a network computes
+    in. Accelerators take TF32, or passes in bfloat16, for them otherwise, and the same example comes
+    out differently in another batch or on other devices."""
+    if dtype not in (None, "float32"):
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("float32")
 
 
 def equal_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:

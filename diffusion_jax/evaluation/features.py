@@ -20,7 +20,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.devices.parallel import map_examples, place
 from diffusion_jax.evaluation import inception
 from diffusion_jax.evaluation.metrics import softmax
-from diffusion_jax.interop.weights import fingerprint
+from diffusion_jax.interop.files import fingerprint
 
 KINDS = ("features", "spatial", "probabilities")
 

@@ -24,7 +24,7 @@ from diffusion_jax.core.caches import cache_folder
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder
 from diffusion_jax.core.types import PyTree
-from diffusion_jax.interop.weights import Tensors, read_checkpoint
+from diffusion_jax.interop.files import Tensors, read_checkpoint
 
 SIZE = 299  # pixels, height and width of the network's input
 EPSILON = 1e-3  # of the batch norms
@@ -390,7 +390,7 @@ def read_torchscript(path: pathlib.Path) -> Tensors:
 
 
 def read(path: str | pathlib.Path) -> Tensors:
-    """The arrays of an NPZ, of a TorchScript file, or of what `weights.read_checkpoint` reads.
+    """The arrays of an NPZ, of a TorchScript file, or of what `files.read_checkpoint` reads.
     Raises UserError."""
     path = pathlib.Path(path)
     try:

@@ -1,0 +1,8 @@
+"""Objectives: what is trained."""
+
+from diffusion_jax.objectives.denoising import denoising, hybrid, vlb
+from diffusion_jax.objectives.objective import Context, Objective, Problem, noised
+
+OBJECTIVES = {"denoising": denoising, "vlb": vlb, "hybrid": hybrid}
+
+__all__ = ["OBJECTIVES", "Context", "Objective", "Problem", "denoising", "hybrid", "noised", "vlb"]

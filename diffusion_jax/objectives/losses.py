@@ -1,17 +1,20 @@
 """Training losses: factories of functions (network, x0, eps, level, cond) -> losses [B]."""
 
-from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.core.process import first_log_variance, q_sample
+from diffusion_jax.core.components import component
+from diffusion_jax.core.process import VARIANCES, first_log_variance, q_sample
 from diffusion_jax.core.schedules import previous
-from diffusion_jax.core.types import Level, Loss, Parameterization, Schedule
+from diffusion_jax.core.settings import at_least, one_of
+from diffusion_jax.core.types import Level, Loss, Parameterization, Schedule, Variance, Weighting
 from diffusion_jax.denoisers import split_output, with_eps
 from diffusion_jax.likelihood.variational import bound_term, mean_flat
 
+Norm = Literal["l2", "l1"]
 NORMS = {"l2": jnp.square, "l1": jnp.abs}
 
 
@@ -24,17 +27,20 @@ def target_factor(parameterization: Parameterization, level: Level) -> jax.Array
     return parameterization.target(one, -level.alpha / level.sigma, level) ** 2
 
 
+@component
 def denoising(
-    parameterization: Parameterization, norm: str = "l2", weighting: Callable | None = None
+    parameterization: Parameterization, norm: Norm = "l2", weighting: Weighting | None = None
 ) -> Loss:
     """The error of the network's output against its target at x_t: L_simple with `predictions.eps`
     (Ho et al. 2020, eq. 14).
 
-    norm: "l2", the mean square, or "l1", the mean absolute error, over all axes but the batch's.
     weighting: one of `weightings`, for l2, or None for 1. The returned loss takes x0 and eps [B,
-    ...], level [B], cond; a learned variance, where the network has one, is left out."""
-    if norm not in NORMS:
-        raise ValueError(f"norm is l2 or l1, not {norm!r}")
+    ...], level [B], cond; a learned variance, where the network has one, is left out.
+
+    Args:
+      norm: "l2", the mean square, or "l1", the mean absolute error, over all axes but the batch's.
+    """
+    one_of(get_args(Norm), norm=norm)
     if weighting is not None and norm != "l2":
         raise ValueError("a weighting is one of squared errors: it needs the l2 norm")
 
@@ -51,18 +57,25 @@ def denoising(
     return loss
 
 
+@component
 def vlb(
     parameterization: Parameterization,
     schedule: Schedule,
-    variance: str = "learned_range",
+    variance: Variance = "learned_range",
     scaled: bool = False,
     frozen_mean: bool = False,
 ) -> Loss:
     """L_vlb: at t, the term of the bound of the step from t to its neighbour, in bits/dim (Nichol &
     Dhariwal 2021, eq. 4).
 
-    scaled: times T, which makes the mean over uniform t an estimate of the whole bound.
-    frozen_mean: the gradient reaches the network through the variance alone (section 3.1)."""
+    Args:
+      variance: of a reverse step: "fixed_small", "fixed_large" or "learned_range".
+      scaled: whether the term is multiplied by T, which makes the mean over uniform t an estimate
+        of the whole bound.
+      frozen_mean: whether the gradient reaches the network through the variance alone (section
+        3.1).
+    """
+    one_of(VARIANCES, variance=variance)
     num_steps = schedule.num_steps
     if num_steps is None:
         raise ValueError("the variational bound of steps needs a table schedule")
@@ -80,18 +93,25 @@ def vlb(
     return loss
 
 
+@component
 def hybrid(
     parameterization: Parameterization,
     schedule: Schedule,
     coefficient: float = 0.001,
-    norm: str = "l2",
-    weighting: Callable | None = None,
+    norm: Norm = "l2",
+    weighting: Weighting | None = None,
 ) -> Loss:
     """L_hybrid = L_simple + coefficient L_vlb, the mean's gradient stopped in L_vlb (Nichol &
     Dhariwal 2021, eq. 16).
 
     L_vlb is the estimate of the whole bound, T times its term at t. The network has learned
-    variance."""
+    variance. weighting: as in `denoising`.
+
+    Args:
+      coefficient: weight of L_vlb, at least 0.
+      norm: of L_simple: "l2", the mean square, or "l1", the mean absolute error.
+    """
+    at_least(0, coefficient=coefficient)
     simple = denoising(parameterization, norm, weighting)
     variational = vlb(parameterization, schedule, scaled=True, frozen_mean=True)
 

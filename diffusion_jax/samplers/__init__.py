@@ -8,8 +8,7 @@ method here whose slope is eps or x0.
 """
 
 from diffusion_jax.core.noise import example_keys, initial_noise, normal
-from diffusion_jax.samplers import adaptive, edm, first_order, langevin, multistep, singlestep
-from diffusion_jax.samplers.adaptive import adaptive_ode
+from diffusion_jax.samplers import edm, first_order, langevin, multistep, singlestep
 from diffusion_jax.samplers.cached import cached
 from diffusion_jax.samplers.chain import (
     Path,
@@ -23,7 +22,7 @@ from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffusion_jax.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
-from diffusion_jax.samplers.singlestep import dpm_solver_2, dpm_solver_3
+from diffusion_jax.samplers.singlestep import adaptive_ode, dpm_solver_2, dpm_solver_3
 
 SAMPLERS = {
     **first_order.SAMPLERS,
@@ -31,7 +30,6 @@ SAMPLERS = {
     **multistep.SAMPLERS,
     **singlestep.SAMPLERS,
     **langevin.SAMPLERS,
-    **adaptive.SAMPLERS,
 }
 
 __all__ = [

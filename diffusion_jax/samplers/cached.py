@@ -39,4 +39,4 @@ def cached(
         x, inner = sampler.step(keys, build(stand_in), x, inner, t, s)
         return x, (inner, kept, count + 1)
 
-    return Sampler(init, step)
+    return Sampler(init, step, sampler.draws_noise)

@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 
 from diffusion_jax.core import noise
+from diffusion_jax.core.components import component
 from diffusion_jax.core.grids import at_logsnr
 from diffusion_jax.core.process import q_sample
+from diffusion_jax.core.settings import above, at_least
 from diffusion_jax.core.types import Denoiser, Level, Sampler, Schedule, expand
 
 MAX_GAMMA = 2.0**0.5 - 1.0
@@ -19,6 +21,7 @@ def _heun_step(denoiser: Denoiser, x, t: Level, s: Level):
     return euler + 0.5 * (s_.sigma - s_.alpha / t_.alpha * t_.sigma) * (second.eps - first.eps)
 
 
+@component
 def heun() -> Sampler:
     """EDM's deterministic sampler, Heun's method in x / alpha over sigma / alpha (Karras et al.
     2022, alg. 1); of order 2.
@@ -32,6 +35,7 @@ def heun() -> Sampler:
     return Sampler(lambda x, level: (), step)
 
 
+@component
 def heun_flow() -> Sampler:
     """Heun's method for dx = x0 d alpha + eps d sigma, the velocity of a rectified flow (Liu et al.
     2022, eq. 1); of order 2.
@@ -50,22 +54,42 @@ def heun_flow() -> Sampler:
     return Sampler(lambda x, level: (), step)
 
 
+@component
 def edm_churn(
     gamma: float = 0.1,
     noise_scale: float = 1.0,
     least: float = 0.05,
     most: float = 50.0,
     schedule: Schedule | None = None,
+    churn: float | None = None,
+    grid: Level | None = None,
 ) -> Sampler:
     """EDM's stochastic sampler: adds noise, then takes a Heun step (Karras et al. 2022, algorithm
     2); of no order.
 
-    gamma: S_churn / N, at most sqrt(2) - 1, acts where sigma / alpha is between least and most
-    (S_tmin, S_tmax); at 0 it is `heun`. noise_scale: S_noise, exact at 1; the paper's 1.003 to
-    1.007 make up for detail that its networks lose. schedule: of the network, which embeds the t of
-    the raised level; without it that level keeps t."""
+    schedule: of the network, which embeds the t of the raised level; without it that level keeps t.
+    grid: the sampling grid, whose length N `churn` is divided by.
+
+    Args:
+      gamma: share by which a step raises sigma / alpha, from 0 to sqrt(2) - 1; at 0 it is `heun`.
+      noise_scale: scale of the added noise, above 0, the paper's S_noise; exact at 1. The paper's
+        1.003 to 1.007 make up for detail that its networks lose.
+      least: the least sigma / alpha at which noise is added, at least 0; the paper's S_tmin.
+      most: the largest sigma / alpha at which noise is added, at least `least`; S_tmax.
+      churn: the paper's S_churn, at least 0; with a grid, gamma is min(churn / N, sqrt(2) - 1).
+    """
+    if churn is not None:
+        at_least(0, churn=churn)
+        if grid is None:
+            raise ValueError("churn is divided by the length of the grid: give it, or gamma")
+    if grid is not None:
+        share = gamma if churn is None else min(churn / len(grid.t), MAX_GAMMA)
+        return edm_churn(share, noise_scale, least, most, schedule)
     if not 0.0 <= gamma <= MAX_GAMMA + 1e-6:
         raise ValueError(f"gamma must lie in [0, {MAX_GAMMA:.4f}], not {gamma}")
+    above(0, noise_scale=noise_scale)
+    if not 0.0 <= least <= most:
+        raise ValueError(f"least and most must be at least 0 and not fall, not {least} and {most}")
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         u = t.sigma / t.alpha
@@ -83,7 +107,7 @@ def edm_churn(
         y = x / t.expand(x.ndim).alpha + noise_scale * added * noise.normal(keys, x.shape[1:])
         return _heun_step(denoiser, noisier.expand(x.ndim).alpha * y, noisier, s), state
 
-    return Sampler(lambda x, level: (), step)
+    return Sampler(lambda x, level: (), step, draws_noise=True)
 
 
 SAMPLERS = {"heun": heun, "heun_flow": heun_flow, "edm_churn": edm_churn}

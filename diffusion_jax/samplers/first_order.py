@@ -3,17 +3,21 @@
 import jax.numpy as jnp
 
 from diffusion_jax.core import noise
+from diffusion_jax.core.components import component
 from diffusion_jax.core.process import VARIANCES, logsnr_drop, q_posterior, reverse_log_variance
-from diffusion_jax.core.types import Denoiser, Level, Sampler
+from diffusion_jax.core.settings import inside, one_of
+from diffusion_jax.core.types import Denoiser, Level, Sampler, Variance
 
 
-def ancestral(variance: str = "fixed_small") -> Sampler:
+@component
+def ancestral(variance: Variance = "fixed_small") -> Sampler:
     """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2), between any two levels; of order 1.
 
-    variance: "fixed_small", "fixed_large", or "learned_range" for a network with learned variance
-    (Nichol & Dhariwal 2021, section 3.1); see `process.reverse_log_variance`."""
-    if variance not in VARIANCES:
-        raise ValueError(f"variance is one of {', '.join(VARIANCES)}, not {variance!r}")
+    Args:
+      variance: of a step: "fixed_small", "fixed_large", or "learned_range" for a network with
+        learned variance (Nichol & Dhariwal 2021, section 3.1); see `process.reverse_log_variance`.
+    """
+    one_of(VARIANCES, variance=variance)
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         prediction = denoiser(x, t)
@@ -23,17 +27,19 @@ def ancestral(variance: str = "fixed_small") -> Sampler:
         )
         return mean + jnp.exp(0.5 * log_variance) * noise.normal(keys, x.shape[1:]), state
 
-    return Sampler(lambda x, level: (), step)
+    return Sampler(lambda x, level: (), step, draws_noise=True)
 
 
+@component
 def ddim(eta: float = 0.0) -> Sampler:
     """DDIM (Song et al. 2021, eqs. 12 and 16), between any two levels; of order 1, deterministic at
     eta = 0.
 
-    eta, a Python float in [0, 1], scales the noise's standard deviation: 0 for the probability-flow
-    ODE, 1 for DDPM's fixed-small variance."""
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must lie in [0, 1], not {eta}")
+    Args:
+      eta: scale of the noise's standard deviation, from 0 to 1: 0 for the probability-flow ODE, 1
+        for DDPM's fixed-small variance.
+    """
+    inside(0, 1, eta=eta)
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
         prediction = denoiser(x, t)
@@ -44,18 +50,20 @@ def ddim(eta: float = 0.0) -> Sampler:
         x = s.alpha * prediction.x0 + s.sigma * jnp.sqrt(1.0 - noise_share) * prediction.eps
         return x + s.sigma * jnp.sqrt(noise_share) * noise.normal(keys, x.shape[1:]), state
 
-    return Sampler(lambda x, level: (), step)
+    return Sampler(lambda x, level: (), step, draws_noise=eta > 0.0)
 
 
+@component
 def euler() -> Sampler:
-    """Euler's method for the probability-flow ODE (Karras et al. 2022, eq. 4), which is DDIM; of
-    order 1.
+    """Euler's method for the probability-flow ODE, which is DDIM; of order 1 (Karras et al. 2022,
+    eq. 4).
 
     In x / alpha over sigma / alpha, as in sigma with alpha = 1 and as in t of a rectified flow, the
     ODE's slope is constant while x0 and eps are: Euler's step goes to alpha_s x0 + sigma_s eps."""
     return ddim(0.0)
 
 
+@component
 def euler_maruyama() -> Sampler:
     """Euler-Maruyama for the reverse SDE dx = (f x - g^2 score) dt + g dw (Song et al. 2021b, eq.
     6); weakly of order 1.
@@ -71,7 +79,7 @@ def euler_maruyama() -> Sampler:
         x = x + growth * x - g2 / t.sigma * eps
         return x + jnp.sqrt(g2) * noise.normal(keys, x.shape[1:]), state
 
-    return Sampler(lambda x, level: (), step)
+    return Sampler(lambda x, level: (), step, draws_noise=True)
 
 
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "euler": euler, "euler_maruyama": euler_maruyama}

@@ -8,10 +8,12 @@ x + alpha_s times the integral of e^(tau - h) x0 over tau from 0 to h (Lu et al.
 import jax.numpy as jnp
 
 from diffusion_jax.core import noise
+from diffusion_jax.core.components import component
 from diffusion_jax.core.process import logsnr_drop
 from diffusion_jax.core.types import Denoiser, Level, Sampler
 
-FAR = 1e30  # the length of the step before the first: its differences vanish, and the order rises step by step
+# The length of the step before the first: its differences vanish, and the order rises step by step
+FAR = 1e30
 
 
 def growth(s: Level, t: Level):
@@ -37,6 +39,7 @@ def _hop(x, t: Level, s: Level, h, x0, slope=0.0, bend=0.0):
     return s.sigma / t.sigma * x + s.alpha * (phi1 * x0 + phi2 * slope + phi3 * bend)
 
 
+@component
 def dpmpp_2m() -> Sampler:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), one call a step; of order 2."""
 
@@ -50,6 +53,7 @@ def dpmpp_2m() -> Sampler:
     return Sampler(_history(1), step)
 
 
+@component
 def dpmpp_3m() -> Sampler:
     """DPM-Solver++(3M) (Lu et al. 2022b, appendix B), one call a step; of order 3.
 
@@ -69,6 +73,7 @@ def dpmpp_3m() -> Sampler:
     return Sampler(_history(2), step)
 
 
+@component
 def dpmpp_2m_sde() -> Sampler:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5), one call a step, for the reverse SDE;
     weakly of order 2.
@@ -86,9 +91,10 @@ def dpmpp_2m_sde() -> Sampler:
         x = s.sigma / t.sigma * jnp.exp(-h) * x + s.alpha * fresh * middle
         return x + s.sigma * jnp.sqrt(fresh) * noise.normal(keys, x.shape[1:]), ((x0,), (h,))
 
-    return Sampler(_history(1), step)
+    return Sampler(_history(1), step, draws_noise=True)
 
 
+@component
 def unipc() -> Sampler:
     """UniPC-2 (Zhao et al. 2023, algorithms 1 and 2, data prediction, B(h) = e^h - 1), one call a
     step; of order 3.

@@ -1,0 +1,8 @@
+"""Codecs: between data, as a source has them, and x0, what the diffusion sees."""
+
+from diffusion_jax.codecs.codec import Codec
+from diffusion_jax.codecs.pixels import pixels
+
+CODECS = {"pixels": pixels}
+
+__all__ = ["CODECS", "Codec", "pixels"]
