@@ -1,8 +1,7 @@
 """Sets of images that others are compared with: a split of the run's data, a folder, a file; their
 statistics are kept.
 
-What was computed of a set lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/features/<set,
-features, hash of both>."""
+What was computed of a set lies in the cache's features/<set, features, hash of both>."""
 
 import dataclasses
 import hashlib
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.core.caches import cache_folder
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import pipeline, scan
+from diffusion_jax.data import pipeline
 from diffusion_jax.data.arrays import arrays
 from diffusion_jax.data.folder import folder
 from diffusion_jax.data.spec import Declared
@@ -129,7 +129,7 @@ def place(images: ImageSet, features: Features) -> pathlib.Path:
     """The folder of what is computed of the set."""
     record = images.record | features.record
     called = f"{record['images']}-{record['split']}-{record['count']}-{features.name}-{key(record)}"
-    return scan.memory("features") / re.sub(r"[^\w.-]+", "_", called)
+    return cache_folder("features") / re.sub(r"[^\w.-]+", "_", called)
 
 
 def extracted(images: ImageSet, features: Features) -> Extracted:
