@@ -14,7 +14,8 @@ from diffusion_jax.core.files import make_folder, write_text
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs.build import check_source, check_together, load_source
 from diffusion_jax.runs.command_line import Given
-from diffusion_jax.runs.config import Config, check
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import check
 from diffusion_jax.runs.workdir import check_workdir
 
 MEASURED = 10_000  # examples, evenly spread, whose pixels are measured

@@ -22,9 +22,10 @@ from diffusion_jax.runs import draw, folders
 from diffusion_jax.runs.bits import check_bins
 from diffusion_jax.runs.build import build, load_source
 from diffusion_jax.runs.command_line import Given
-from diffusion_jax.runs.config import Config, copy
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job
 from diffusion_jax.runs.open import check_same, restore_params, weak_params
+from diffusion_jax.runs.settings import copy
 
 INVERTING = ("reconstruct", "interpolate", "translate")
 INVERTIBLE = ("ddim", "euler", "heun", "heun_flow", "dpm_solver_2", "dpm_solver_3", "adaptive_ode")

@@ -25,7 +25,7 @@ from diffusion_jax.interop.files import fingerprint
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import folders
 from diffusion_jax.runs.command_line import Flag, Given, Needs
-from diffusion_jax.runs.config import Config, as_values, check
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import make_generate
 from diffusion_jax.runs.open import manner, open_run
 from diffusion_jax.runs.score import (
@@ -36,6 +36,7 @@ from diffusion_jax.runs.score import (
     sampled,
     scalars,
 )
+from diffusion_jax.runs.settings import as_values, check
 from diffusion_jax.training.events import Events
 
 FLAGS = {

@@ -15,7 +15,8 @@ from diffusion_jax.interop.files import read_checkpoint
 from diffusion_jax.interop.state_dicts import from_torch_names, infer_model
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.command_line import Flag, Given, Needs
-from diffusion_jax.runs.config import Config, copy, to_json
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import copy, to_json
 from diffusion_jax.training.checkpoint import Checkpoints
 
 FLAGS = {

@@ -44,9 +44,10 @@ from diffusion_jax.runs.build import (
     table_betas,
 )
 from diffusion_jax.runs.command_line import Given
-from diffusion_jax.runs.config import Config, check, copy
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import params_of, weak_params
 from diffusion_jax.runs.score import make_score
+from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.runs.workdir import check_step, lock, open_workdir
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.held_out import make_evaluate

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from diffusion_jax.core.types import Array, Level
 
-
 IMPL = "threefry2x32"  # of the keys, whatever JAX's default is
 
 

@@ -116,9 +116,6 @@ ApplyFn = Callable[..., jax.Array]
 Weighting = Callable[[Level], Any]
 """level -> the weight of ||x0 - predicted x0||^2, of the level's shape."""
 
-Variance = Literal["fixed_small", "fixed_large", "learned_range"]
-"""Which variance a reverse step has: see `process.reverse_log_variance`."""
-
 Loss = Callable[..., jax.Array]
 """(network, x0 [B, ...], eps [B, ...], level [B], cond) -> losses [B]; network is (x_in, t_in,
 cond) -> output."""

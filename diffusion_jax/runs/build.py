@@ -31,9 +31,10 @@ from diffusion_jax.devices import cpu
 from diffusion_jax.devices.parallel import AXIS, Layout
 from diffusion_jax.modalities import Modality
 from diffusion_jax.objectives import Objective, Problem
-from diffusion_jax.runs.config import Config, check
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.guides import Guide
 from diffusion_jax.runs.registry import make
+from diffusion_jax.runs.settings import check
 from diffusion_jax.training.clipping import clip_by_global_norm
 from diffusion_jax.training.optimizers import LearningRate, scheduled
 from diffusion_jax.training.profiling import parse_steps

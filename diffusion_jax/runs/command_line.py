@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.core.errors import UserError, nearest
-from diffusion_jax.runs.config import Config, load, override
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import load, override
 from diffusion_jax.runs.workdir import workdir_path
 
 COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
@@ -172,7 +173,7 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
 
 def override_names(config: Config, settings: Mapping[str, str]) -> None:
     """Raises UserError for settings that no config has, whatever entries it names."""
-    from diffusion_jax.runs.config import known_paths, unknown
+    from diffusion_jax.runs.settings import known_paths, unknown
 
     for path in settings:
         if path not in known_paths():

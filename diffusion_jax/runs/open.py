@@ -9,8 +9,9 @@ import numpy as np
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices.parallel import place
 from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, parameters
-from diffusion_jax.runs.config import Config, differences, load, other_network
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import advice, make_generate
+from diffusion_jax.runs.settings import differences, load, other_network
 from diffusion_jax.samplers import draws_noise, num_steps_for
 from diffusion_jax.training.checkpoint import Checkpoints
 

@@ -16,7 +16,8 @@ from diffusion_jax.evaluation.scores import scores
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import bits, folders
 from diffusion_jax.runs.build import Parts, load_source
-from diffusion_jax.runs.config import Config, as_values
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import as_values
 
 
 def run_data(config: Config, declared: bool = True) -> references.RunData:

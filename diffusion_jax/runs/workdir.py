@@ -14,7 +14,8 @@ import filelock
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import reason, write_text
 from diffusion_jax.devices.parallel import primary
-from diffusion_jax.runs.config import Config, differences, load, to_json
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import differences, load, to_json
 
 LOCK, HOLDER = ".lock", ".lock.json"  # the file that is locked, and who has locked it
 OF_THE_LOCK = (LOCK, HOLDER, f"{HOLDER}.partial")

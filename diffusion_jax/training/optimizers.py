@@ -1,12 +1,15 @@
 """Optimizers: factories of optax transformations."""
 
 from collections.abc import Callable
-from typing import NewType
+from typing import Any, Protocol
 
 import optax
 
-LearningRate = NewType("LearningRate", Callable)
-"""step -> learning rate."""
+
+class LearningRate(Protocol):
+    """step -> learning rate."""
+
+    def __call__(self, step: Any, /) -> Any: ...
 
 
 def _check(b1: float, b2: float) -> None:

@@ -19,7 +19,8 @@ from diffusion_jax.data import pipeline, sources
 from diffusion_jax.interop import weights
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import Config, Data, Diffusion, Model, Sampling, Training, load
+from diffusion_jax.runs.config import Config, Data, Diffusion, Model, Sampling, Training
+from diffusion_jax.runs.settings import load
 
 NAMES = ("plain", "learned_sigma", "class_cond", "adm")
 ORDERS = [*((name, False) for name in NAMES), ("adm", True)]

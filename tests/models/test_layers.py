@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusion_jax.models.attention import attend, attend_by_keys
 
 from diffusion_jax.models import convolution, layers, winograd
-from diffusion_jax.models.attention import attend, attend_by_keys
 
 RNG = np.random.default_rng(0)
 

@@ -11,9 +11,9 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusion_jax.models.attention import SelfAttention
 
 from diffusion_jax.models import unet
-from diffusion_jax.models.attention import SelfAttention
 from diffusion_jax.models.embeddings import sinusoidal
 from diffusion_jax.models.layers import GroupNorm
 from diffusion_jax.models.unet import UNet
@@ -347,7 +347,7 @@ def test_a_run_may_begin_and_cease_to_rematerialise():
     from tiny import tiny_config
 
     from diffusion_jax.runs.build import build
-    from diffusion_jax.runs.config import differences
+    from diffusion_jax.runs.settings import differences
 
     config = tiny_config()
     config.model.remat = True

@@ -15,7 +15,7 @@ from tiny import ROOT, environment, tiny_config
 
 from diffusion_jax.commands import train as loop
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.runs.config import load
+from diffusion_jax.runs.settings import load
 from diffusion_jax.runs.workdir import check_workdir, lock, open_workdir, workdir_path
 
 
