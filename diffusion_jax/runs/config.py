@@ -209,7 +209,9 @@ class Evaluation(Group):
 
 @dataclass
 class Config(Group):
-    seed: int = setting(0, "of the parameters, the data's order, t, noise and dropout", least=0, below=2**32)
+    seed: int = setting(
+        0, "of the parameters, the data's order, t, noise and dropout", least=0, below=2**32
+    )
     data: Data = group(Data)
     codec: Any = entry("codec", "pixels", "between the data and what the diffusion sees")
     conditioning: Any = entries("conditioning", ("label",), "what the network is told, by name")

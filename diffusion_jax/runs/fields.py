@@ -35,8 +35,6 @@ class Range(NamedTuple):
         raise UserError(f"config.{path} must be {' and '.join(said)}, not {value}")
 
 
-
-
 def setting(
     default: Any, doc: str, free: bool | Callable[[Any], bool] = False, **within: float
 ) -> Any:
