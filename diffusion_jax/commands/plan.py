@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.devices import flops, hardware
+from diffusion_jax.devices import cpu, flops, hardware
 from diffusion_jax.devices.parallel import cut_axis
-from diffusion_jax.runs.build import batch_spec, build, make_step
+from diffusion_jax.runs.build import batch_spec, build
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
+from diffusion_jax.training.step import make_train_step
 
 MEMORY_FIRST: dict[str, str | bool] = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
@@ -84,7 +85,16 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(parts.init_state, key)
     batch = batch_spec(config, parts, images)
-    traced = jax.jit(make_step(config, parts), donate_argnums=0).trace(state, key, batch)
+    step = make_train_step(
+        parts.objective,
+        parts.apply_fn,
+        parts.optimizer,
+        parts.ema,
+        parts.learning_rate,
+        accumulation=config.training.accumulation_steps,
+        unroll=cpu.unroll(),
+    )
+    traced = jax.jit(step, donate_argnums=0).trace(state, key, batch)
     backend = jax.default_backend()
     compiled = traced.lower().compile(compiler_options=MEMORY_FIRST if backend == "cpu" else None)
     memory, costs, (counted, rolled) = (

@@ -18,6 +18,7 @@ from diffusion_jax.core import noise
 from diffusion_jax.core.errors import Interrupted, UserError
 from diffusion_jax.core.files import writing
 from diffusion_jax.data import pipeline
+from diffusion_jax.devices import cpu
 from diffusion_jax.devices.parallel import (
     agreed,
     check_batch,
@@ -39,7 +40,6 @@ from diffusion_jax.runs.build import (
     check_together,
     held_out_times,
     load_source,
-    make_step,
     parameters,
     table_betas,
 )
@@ -54,6 +54,7 @@ from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.profiling import Profile
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import make_train_step
 
 
 def run(given: Given) -> str:
@@ -186,7 +187,16 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         )
     else:
         evaluate = lambda state: float("nan")
-    step_fn = make_step(config, parts, lay)
+    step_fn = make_train_step(
+        parts.objective,
+        parts.apply_fn,
+        parts.optimizer,
+        parts.ema,
+        parts.learning_rate,
+        accumulation=settings.accumulation_steps,
+        unroll=cpu.unroll(),
+        **lay.options(),
+    )
     generate = draw.make_generate(config, parts, weak=weak_params(config, parts))
     score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
     first = None

@@ -218,6 +218,11 @@ class Layout(NamedTuple):
 
         return placed(shapes, self.cut).replace(aux=placed(shapes.aux, lambda shape: self.whole))
 
+    def options(self) -> dict[str, Any]:
+        """What the training step has to be told of its place, as keyword arguments."""
+        axis_name = AXIS if self.pmapped else None
+        return {"axis_name": axis_name, "gathered": self.gathered, "spread": self.spread}
+
     def gathered(self, params: PyTree) -> PyTree:
         """Parameters, on every device all of them, where they are used."""
         return params if self.pmapped else jax.lax.with_sharding_constraint(params, self.whole)

@@ -27,8 +27,6 @@ from diffusion_jax.core.types import (
 )
 from diffusion_jax.data import sources
 from diffusion_jax.data.spec import Declared, Spec, spec_of
-from diffusion_jax.devices import cpu
-from diffusion_jax.devices.parallel import AXIS, Layout
 from diffusion_jax.modalities import Modality
 from diffusion_jax.objectives import Objective, Problem
 from diffusion_jax.runs.config import Config
@@ -39,7 +37,6 @@ from diffusion_jax.training.clipping import clip_by_global_norm
 from diffusion_jax.training.optimizers import LearningRate, scheduled
 from diffusion_jax.training.profiling import parse_steps
 from diffusion_jax.training.state import TrainState, init_state, split, warmed_up_ema, whole
-from diffusion_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +66,7 @@ class Parts(NamedTuple):
     freeze: str  # a regular expression of the frozen ones' names
     learning_rate: Callable  # step -> learning rate
     optimizer: optax.GradientTransformation
+    ema: Callable  # step -> decay of the average
     sampler: Sampler
     grid: Level
     guide: Guide
@@ -169,6 +167,7 @@ def _build(config: Config) -> Parts:
         freeze=training.freeze,
         learning_rate=learning_rate,
         optimizer=optimizer,
+        ema=warmed_up_ema(training.ema_decay),
         sampler=make_sampler(config, schedule, grid, variance),
         grid=grid,
         guide=make(config.sampling.guide, {}),
@@ -336,33 +335,6 @@ def table_betas(config: Config) -> np.ndarray | None:
     component = config.diffusion.schedule
     betas = schedules.BETAS.get(component.entry)
     return None if betas is None else betas(**component.values())
-
-
-def make_step(config: Config, parts: Parts, layout: Layout | None = None) -> Callable:
-    """The training step of `training.step.make_train_step`, as it is put on devices; None: on one.
-
-    The learning rate is one of its metrics: computed on the host's call, it would queue up behind
-    the step that is running.
-    """
-    training = config.training
-    step = make_train_step(
-        parts.objective,
-        parts.apply_fn,
-        parts.optimizer,
-        warmed_up_ema(training.ema_decay),
-        axis_name=AXIS if layout and layout.pmapped else None,
-        accumulation=training.accumulation_steps,
-        gathered=layout.gathered if layout else lambda tree: tree,
-        spread=layout.spread if layout else lambda tree: tree,
-        unroll=cpu.unroll(),
-    )
-
-    def step_with_rate(state, key, batch):
-        after, metrics = step(state, key, batch)
-        rate = jnp.asarray(parts.learning_rate(state.step), jnp.float32)
-        return after, metrics | {"learning_rate": rate}
-
-    return step_with_rate
 
 
 def parameters(state: TrainState, ema: bool) -> PyTree:
