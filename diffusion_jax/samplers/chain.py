@@ -31,6 +31,8 @@ def _start(sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x: Arra
     """
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if keys is not None and jnp.issubdtype(keys.dtype, jnp.uint32):
+        keys = noise.threefry(keys)  # legacy keys [B, 2]
     if keys is not None and keys.shape != x.shape[:1]:
         if draws_noise(sampler):
             raise ValueError(
