@@ -28,7 +28,8 @@ def run(argv: list[str]) -> None:
 def main() -> int:
     start.streams()
     try:
-        run(sys.argv)
+        with start.explained_devices():
+            run(sys.argv)
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -55,6 +55,8 @@ def injected(monkeypatch):
     """(sampler, noise [N - 1, B, ...]) -> the sampler whose step i draws noise[i], one draw a step,
     whatever its keys."""
 
+    jax.clear_caches()  # chains that were compiled with other noise
+
     def inject(sampler, noise):
         def step(keys, denoiser, x, state, t, s):
             i, state = state
@@ -65,19 +67,23 @@ def injected(monkeypatch):
 
         return Sampler(lambda x, level: (0, sampler.init(x, level)), step)
 
-    return inject
+    yield inject
+    jax.clear_caches()
 
 
 @pytest.fixture
 def noise_by_index(monkeypatch):
     """Keys are indices into a fixed array of noise. Threefry takes the compiler most of a
     second."""
+    jax.clear_caches()  # chains that were compiled with other noise
     noise = np.random.default_rng(1).normal(size=(3, 12))
     monkeypatch.setattr(
         "diffusion_jax.core.noise.normal",
         lambda keys, shape: jnp.asarray(noise)[keys][:, : np.prod(shape)].reshape(-1, *shape),
     )
     monkeypatch.setattr("diffusion_jax.core.noise.fold_in", lambda keys, number: keys)
+    yield
+    jax.clear_caches()
 
 
 def moments(injected, sampler, grid, mean, std):

@@ -1,6 +1,6 @@
 """Measures bits/dim of a trained run, by the variational bound term by term or by the ODE.
 
-    python main.py nll --workdir DIR
+python main.py nll --workdir DIR
 """
 
 import json

@@ -1,19 +1,27 @@
-"""The command `plan`: what a run will need, from compiling its step without running it."""
+"""Says what a run will need: memory and FLOPs of a step, compiled but not run.
+
+python main.py plan --config experiments/NAME.py [--device H100] [--devices 8]
+"""
 
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import flops, hardware
 from diffusion_jax.devices.parallel import cut_axis
-from diffusion_jax.runs.build import build, check_trains, make_step
+from diffusion_jax.runs.build import batch_spec, build, make_step
+from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
 
 MEMORY_FIRST: dict[str, str | bool] = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 }  # as compilers for accelerators do
+FLAGS = {
+    "device": Flag("", "what a run is planned for, as in H100"),
+    "devices": Flag(1, "how many of them share a batch"),
+}
+NEEDS = Needs(workdir=False)
 PREALLOCATED = 0.75  # the share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 
@@ -62,7 +70,6 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
     the worst that may be."""
     fsdp = config.training.fsdp
     parts, share = build(config), devices * config.training.accumulation_steps
-    check_trains(config)
     if devices < 1:
         raise UserError(f"--devices must be at least 1, not {devices}")
     if fsdp < 1 or devices % fsdp:
@@ -76,9 +83,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
     images = config.training.batch_size // devices
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(parts.init_state, key)
-    batch = {"image": jax.ShapeDtypeStruct((images, *config.data.shape), jnp.uint8)}
-    if config.data.num_classes:
-        batch["label"] = jax.ShapeDtypeStruct((images,), jnp.int32)
+    batch = batch_spec(config, parts, images)
     traced = jax.jit(make_step(config, parts), donate_argnums=0).trace(state, key, batch)
     backend = jax.default_backend()
     compiled = traced.lower().compile(compiler_options=MEMORY_FIRST if backend == "cpu" else None)
@@ -91,11 +96,16 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         raise UserError(
             f"the compiler for {backend} does not tell what its programs need; plan on another, as JAX_PLATFORMS=cpu"
         )
-    kinds = {"parameters": state.params, "EMA": state.ema_params, "optimizer": state.opt_state}
+    kinds = {
+        "parameters": state.params,
+        "EMA": state.ema_params,
+        "optimizer": state.opt_state,
+        "frozen": state.frozen,
+    }
     sizes = {part: held(tree, fsdp) for part, tree in kinds.items()}
     sizes["the rest"] = held(state, fsdp) - sum(sizes.values())
     return Plan(
-        dtype=config.model.dtype,
+        dtype=config.model.values().get("dtype", "float32"),
         devices=devices,
         images=images,
         parameters=sum(a.size for a in jax.tree.leaves(state.params)),
@@ -160,8 +170,9 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def command(given) -> str:
-    """`main.py plan`; given: command_line.Given."""
-    if given.device:
-        hardware.find(given.device)  # before the compiler is kept busy
-    return report(make_plan(given.config, given.devices), given.device)
+def run(given: Given) -> str:
+    """What `main.py plan` does with its flags."""
+    device = given.flags["device"]
+    if device:
+        hardware.find(device)  # before the compiler is kept busy
+    return report(make_plan(given.config, given.flags["devices"]), device)

@@ -1,6 +1,6 @@
 """Trains a model, or goes on where its run stopped: the training loop, in the order of time.
 
-    python main.py [train] --workdir DIR --config experiments/NAME.py
+python main.py [train] --workdir DIR --config experiments/NAME.py
 """
 
 import contextlib

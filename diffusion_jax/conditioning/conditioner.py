@@ -43,7 +43,10 @@ def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
     def null(cond):
         for one in conditioners:
             if one.null is not None:
-                cond = {**cond, **one.null({name: cond[name] for name in one.kinds if name in cond})}
+                cond = {
+                    **cond,
+                    **one.null({name: cond[name] for name in one.kinds if name in cond}),
+                }
         return cond
 
     def example(n):

@@ -16,9 +16,7 @@ from diffusion_jax.data.spec import Spec
 
 
 @component
-def given(
-    spec: Spec, name: str = "text", dropout: Annotated[float, TRAINING] = 0.0
-) -> Conditioner:
+def given(spec: Spec, name: str = "text", dropout: Annotated[float, TRAINING] = 0.0) -> Conditioner:
     """An entry of the source's examples as it is, with a mask that says whose is known.
 
     The network finds (values [B, ...], keep [B] of ones and zeros) under the entry's name; where an

@@ -63,12 +63,3 @@ def new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
         number += 1
         folder = parent / f"{name}-{number}"
     return make_folder(folder)
-
-
-def cache(kind: str = "") -> pathlib.Path | None:
-    """The folder of what may be computed again, $XDG_CACHE_HOME or ~/.cache; None without a home."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return pathlib.Path(base) / "diffusion_jax" / kind

@@ -7,6 +7,14 @@ import jax.numpy as jnp
 from diffusion_jax.core.types import Array, Level
 
 
+IMPL = "threefry2x32"  # of the keys, whatever JAX's default is
+
+
+def key(seed) -> jax.Array:
+    """The key of a seed, a scalar."""
+    return jax.random.key(seed, impl=IMPL)
+
+
 def example_keys(key: jax.Array, index: Array) -> jax.Array:
     """Keys [B] of the examples numbered index [B]: fold_in(key, i)."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)

@@ -1,7 +1,6 @@
 """Every image file decoded once: its size or its fault is remembered, on request its pixels, too.
 
-What is remembered lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/data/<hash of the files'
-names, sizes and times>."""
+What is remembered lies in the cache's data/<hash of the files' names, sizes and times>."""
 
 import contextlib
 import hashlib
@@ -17,6 +16,7 @@ import numpy as np
 import tqdm
 from PIL import UnidentifiedImageError
 
+from diffusion_jax.core.caches import cache_folder
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import images
 
@@ -30,14 +30,6 @@ class Scan(NamedTuple):
     sizes: np.ndarray  # int [N, 2], height and width, upright; 0 where the file cannot be read
     faults: dict[int, str]  # number of a file that cannot be read -> why
     pixels: np.ndarray | None  # uint8 [N, H, W, C], memory-mapped
-
-
-def memory(kind: str = "data") -> pathlib.Path:
-    return (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        / "diffusion_jax"
-        / kind
-    )
 
 
 def fingerprint(root: pathlib.Path, names: Sequence[str], stats: Sequence[os.stat_result]) -> str:
@@ -60,7 +52,7 @@ def scan(
 
     Raises UserError where the pixels cannot be kept, and where `resize` is none and a size does not
     match."""
-    folder = memory() / fingerprint(root, names, stats)
+    folder = cache_folder("data") / fingerprint(root, names, stats)
     index, store = folder / "index.json", folder / f"{'x'.join(map(str, shape))}-{resize}.npy"
     known, pixels = (
         read_index(index, len(names)),

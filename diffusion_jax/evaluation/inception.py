@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.caches import cache_folder
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder
 from diffusion_jax.core.types import PyTree
@@ -431,13 +432,13 @@ def fetch(path: pathlib.Path, url: str = URL) -> pathlib.Path:
 
 def find(path: str | pathlib.Path = "") -> pathlib.Path:
     """The file of weights: `path`, else the environment's DIFFUSION_JAX_INCEPTION, else
-    pytorch-fid's, fetched into ~/.cache.
+    pytorch-fid's, fetched into the cache.
 
     Raises UserError, which names the ways to get one, where there is none.
     """
     named = path or os.environ.get(VARIABLE, "")
     if not named:
-        cached = pathlib.Path.home() / ".cache" / "diffusion_jax" / FILE
+        cached = cache_folder(FILE)
         return cached if cached.is_file() else fetch(cached)
     if not pathlib.Path(named).is_file():
         raise UserError(f"no file {named} of the Inception network's weights; {WAYS}")

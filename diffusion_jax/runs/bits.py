@@ -1,6 +1,5 @@
 """Bits/dim of a trained run's examples, by the variational bound or by the probability-flow ODE."""
 
-import jax
 import numpy as np
 import tqdm
 

@@ -61,12 +61,7 @@ class Parts(NamedTuple):
     """What a Config stands for."""
 
     modality: Modality
-    codec: Codec
-    conditioner: Conditioner
-    schedule: Schedule
-    parameterization: Parameterization
-    timesteps: Timesteps
-    variance: Variance  # of the reverse process that the model stands for
+    problem: Problem
     objective: Objective
     apply_fn: Network
     init_params: Callable  # key -> params, trained and frozen ones
@@ -76,6 +71,27 @@ class Parts(NamedTuple):
     sampler: Sampler
     grid: Level
     guide: Guide
+
+    @property
+    def codec(self) -> Codec:
+        return self.problem.codec
+
+    @property
+    def conditioner(self) -> Conditioner:
+        return self.problem.conditioner
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.problem.schedule
+
+    @property
+    def parameterization(self) -> Parameterization:
+        return self.problem.parameterization
+
+    @property
+    def variance(self) -> Variance:
+        """Of the reverse process that the model stands for."""
+        return self.problem.variance
 
     def init_state(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
@@ -145,12 +161,7 @@ def _build(config: Config) -> Parts:
     grid = make_grid(config, schedule)
     return Parts(
         modality=modality,
-        codec=codec,
-        conditioner=conditioner,
-        schedule=schedule,
-        parameterization=parameterization,
-        timesteps=distribution,
-        variance=variance,
+        problem=problem,
         objective=objective,
         apply_fn=network,
         init_params=init_params,
@@ -316,7 +327,7 @@ def held_out_times(config: Config, parts: Parts) -> Timesteps:
     """The distribution of t of the held-out loss, the same for all runs of an objective: uniform,
     unless the distribution of t is part of the objective."""
     own = config.diffusion.timesteps.entry in timesteps.OBJECTIVES
-    return parts.timesteps if own else timesteps.uniform(parts.schedule)
+    return parts.problem.timesteps if own else timesteps.uniform(parts.schedule)
 
 
 def table_betas(config: Config) -> np.ndarray | None:

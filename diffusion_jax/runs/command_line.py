@@ -73,7 +73,9 @@ def help_page(docstring: str) -> str:
     lines = [docstring.strip(), ""]
     for name, path in names().items():
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        usage = [line.strip() for line in text.splitlines() if line.startswith("    python main.py")]
+        usage = [
+            line.strip() for line in text.splitlines() if line.startswith("    python main.py")
+        ]
         lines += [f"  {name:<16}{text.splitlines()[0]}", *(f"  {'':<16}{line}" for line in usage)]
     return "\n".join(lines)
 

@@ -210,14 +210,10 @@ class Sampling(Group):
         0.0, "dynamic thresholding's percentile, as 0.995; 0 clips as clip_x0 says",
         least=0, below=1,
     )  # fmt: skip
-    guidance: float = setting(
-        0.0, "weight w of guidance, eps = (1 + w) eps_c - w eps_u; 0 is none"
-    )
+    guidance: float = setting(0.0, "weight w of guidance, eps = (1 + w) eps_c - w eps_u; 0 is none")
     guide: Any = entry("sampling.guide", "classifier_free", "what guidance leads away from")
     num: int = setting(100, "number of samples", least=1)
-    batch_size: int = setting(
-        500, "samples at a time; the samples do not depend on it", least=1
-    )
+    batch_size: int = setting(500, "samples at a time; the samples do not depend on it", least=1)
     seed: int = setting(0, "sample i depends on this and on i alone", **SEED)
     ema: bool = setting(True, "sample with the averaged parameters; False: with the raw ones")
     label: int = setting(-1, "the class to draw; -1 for all in turn")
@@ -237,13 +233,9 @@ class Likelihood(Group):
     )
     split: str = setting("test", "the split whose bits/dim are measured")
     examples: int = setting(0, "its first so many examples; 0 for all", least=0)
-    batch_size: int = setting(
-        256, "examples at a time; the result does not depend on it", least=1
-    )
+    batch_size: int = setting(256, "examples at a time; the result does not depend on it", least=1)
     steps: str = setting("", 'the chain: empty for the whole table, or respaced, as in "250"')
-    monte_carlo: int = setting(
-        0, "terms drawn for each example; 0 sums up all of them", least=0
-    )
+    monte_carlo: int = setting(0, "terms drawn for each example; 0 sums up all of them", least=0)
     seed: int = setting(0, "of the noise", **SEED)
     ema: bool = setting(True, "use the averaged parameters; False: the raw ones")
     budget: int = setting(
@@ -257,9 +249,7 @@ class Likelihood(Group):
 
 @dataclass
 class Editing(Group):
-    task: str = setting(
-        "inpaint", "what `edit` does to the images; how is said by config.sampling"
-    )
+    task: str = setting("inpaint", "what `edit` does to the images; how is said by config.sampling")
     images: str = setting(
         "", "the images: .npz with `images` and `labels`, or a .png; empty for the split's first"
     )
@@ -331,6 +321,7 @@ class Leaf(NamedTuple):
     setting: Setting
     free: bool | Callable[[Any], bool]
     within: Range = Range()
+    argument: bool = False  # of a component
 
 
 MANY = "conditioning"  # the field that names any number of entries
@@ -362,7 +353,7 @@ def _arguments(component: Component, free: bool) -> Iterator[Leaf]:
     values = component.values()
     for name, one in settings(component.registry, component.entry).items():
         path = f"{component.registry.path}.{name}"
-        yield Leaf(path, values.get(name), one, free or one.mark.free)
+        yield Leaf(path, values.get(name), one, free or one.mark.free, argument=True)
 
 
 def check(config: Config) -> None:
@@ -397,9 +388,7 @@ def owner(config: Config, path: str) -> tuple[Any, str]:
     *above, name = path.split(".")
     holder: Any = config
     for part in above:
-        if isinstance(holder, Components):
-            holder = getattr(holder, part)
-        elif isinstance(holder, Group) and part in (f.name for f in dataclasses.fields(holder)):  # pyright: ignore[reportArgumentType]
+        if isinstance(holder, Components) or isinstance(holder, Group) and part in (f.name for f in dataclasses.fields(holder)):
             holder = getattr(holder, part)
         else:
             raise unknown(path)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import write_text
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs.build import Parts
+from diffusion_jax.runs.build import Parts, declared
 from diffusion_jax.runs.config import Config, as_values
 from diffusion_jax.runs.draw import classes, labels
 
@@ -35,7 +36,13 @@ def sample_labels(config: Config, count: int) -> np.ndarray | None:
 def preview(config: Config, parts: Parts, data: np.ndarray) -> np.ndarray | None:
     """One picture, uint8 [H, W, C], of samples; None where there is none of such data."""
     by_class = classes(config) if config.sampling.label < 0 else 0
-    return parts.modality.preview(data, by_class, parts.codec)
+    return parts.modality.preview(data, by_class, declared(config).range)
+
+
+def save_samples(config: Config, parts: Parts, folder: pathlib.Path, data: np.ndarray) -> None:
+    """samples.npz, and a file a sample."""
+    labels = sample_labels(config, len(data))
+    parts.modality.save(folder, data, labels, declared(config).range)
 
 
 def write_settings(folder: pathlib.Path, **groups: Any) -> None:
@@ -50,8 +57,10 @@ def write_chain(config: Config, folder: pathlib.Path, parts: Parts, generate, pa
     count = min(config.sampling.num, PICTURED)
     _, path = generate(params, np.arange(count))
     xs = path.x0 if config.sampling.predicted else path.x
-    times = spread(xs.shape[1], FRAMES)
-    frames = [pictures.to_uint8(decoded_frame(parts, xs[:, i])) for i in times]
+    if parts.modality.entry != "image":
+        raise UserError(f"the reverse process is shown of images, not of {parts.modality.entry!r}")
+    times, between = spread(xs.shape[1], FRAMES), declared(config).range
+    frames = [pictures.shown(decoded(parts, xs[:, i]), between) for i in times]
     if config.sampling.gif:
         shown = [pictures.enlarge(pictures.tile(frame, 1)) for frame in frames]
         pictures.save_gif(folder / "chain.gif", shown)

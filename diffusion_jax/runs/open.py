@@ -43,9 +43,7 @@ def restore_params(
     return place(parameters(state, ema)), int(state.step)
 
 
-def params_of(
-    config: Config, parts: Parts, workdir: pathlib.Path, field: str
-) -> Any:
+def params_of(config: Config, parts: Parts, workdir: pathlib.Path, field: str) -> Any:
     """The averaged parameters of another run of the same network; UserError, which names the field
     and what differs, where it is none."""
     if not (workdir / "config.json").is_file():

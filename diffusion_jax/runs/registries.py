@@ -6,7 +6,7 @@ from diffusion_jax.conditioning import CONDITIONERS
 from diffusion_jax.core import grids, predictions, schedules, timesteps, weightings
 from diffusion_jax.data.sources import SOURCES
 from diffusion_jax.modalities import MODALITIES
-from diffusion_jax.models import MODELS
+from diffusion_jax.models.registry import MODELS
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.runs.guides import GUIDES
 from diffusion_jax.runs.registry import Registry

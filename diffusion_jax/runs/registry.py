@@ -200,9 +200,7 @@ class Component:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Component):
             return NotImplemented
-        mine, theirs = (
-            one.values() if one.registry else one.given for one in (self, other)
-        )
+        mine, theirs = (one.values() if one.registry else one.given for one in (self, other))
         return (self.entry, mine) == (other.entry, theirs)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # it can be changed
@@ -340,7 +338,9 @@ def parse(path: str, setting: Setting, text: str) -> Any:
         return None
     try:
         if kind in ((int,), (float,), (str,)):
-            return tuple(kind[0](part.strip()) for part in text.strip("()[]").split(",") if part.strip())
+            return tuple(
+                kind[0](part.strip()) for part in text.strip("()[]").split(",") if part.strip()
+            )
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return kind(text) if kind in (int, float) else text

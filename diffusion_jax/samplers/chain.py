@@ -1,15 +1,18 @@
 """The loops over a reverse chain: `sample`, `progressive` for screens, `invert` for the way
 back."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.core import noise
 from diffusion_jax.core.grids import finite
 from diffusion_jax.core.types import Array, Denoiser, Level, Sampler
+from diffusion_jax.denoisers.network import of_networks
 from diffusion_jax.samplers.first_order import ddim
 
 
@@ -63,7 +66,31 @@ def sample(
     noisy to clean; N - 1 steps are scanned and the last level's x0 is returned, so that the network
     is called N times by a one-call sampler. With trajectory the result is (x0, `Path`), at no
     further call where a step begins with the prediction at its x. Raises ValueError for another
-    number of keys than examples."""
+    number of keys than examples.
+
+    Compiled once for a sampler and the shapes of the rest, where the denoiser is one that
+    `denoisers` makes of a network. A function of Python as denoiser is compiled in every call:
+    call `sample` in a jitted function of your own."""
+    chain = _compiled if _can_be_compiled(sampler, denoiser, keys, x_init, grid) else _sample
+    return chain(sampler, denoiser, keys, x_init, grid, trajectory)
+
+
+def _can_be_compiled(sampler: Sampler, denoiser: Denoiser, *others: Any) -> bool:
+    """Whether a chain's arguments are arrays and hashable, and none is traced already."""
+    arrays = (jax.Array, np.ndarray, np.generic, int, float)
+    leaves, structure = jax.tree.flatten((denoiser, others))
+    if not of_networks(denoiser):
+        return False
+    try:
+        hash((sampler, structure))
+    except TypeError:
+        return False
+    return all(isinstance(a, arrays) and not isinstance(a, jax.core.Tracer) for a in leaves)
+
+
+def _sample(
+    sampler: Sampler, denoiser: Denoiser, keys, x_init: Array, grid: Level, trajectory: bool
+) -> Any:
     carry, level, step = _start(sampler, denoiser, keys, x_init, grid)
     last = len(grid.t) - 1
 
@@ -82,6 +109,11 @@ def sample(
     return x0, Path(
         jnp.concatenate([seen[0], x[None], x0[None]]), jnp.concatenate([seen[1], x0[None]])
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _compiled(sampler: Sampler, denoiser: Denoiser, keys, x_init, grid: Level, trajectory: bool):
+    return _sample(sampler, denoiser, keys, x_init, grid, trajectory)
 
 
 def progressive(

@@ -99,9 +99,7 @@ def make_train_step(
         decay = ema(state.step)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
         report = gather({**report, "t": t, "losses": losses, "weights": weights})
-        state = TrainState(
-            state.step + 1, params, ema_params, opt_state, state.frozen, state.aux
-        )
+        state = TrainState(state.step + 1, params, ema_params, opt_state, state.frozen, state.aux)
         state = state.replace(aux=objective.update(state.aux, state, report))
         metrics = {
             "loss": jnp.mean(report["weights"] * report["losses"]),
