@@ -11,6 +11,7 @@ from diffusion_jax.devices.parallel import place
 from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, parameters
 from diffusion_jax.runs.config import Config, differences, load, other_network
 from diffusion_jax.runs.draw import advice, make_generate
+from diffusion_jax.runs.workdir import workdir_path
 from diffusion_jax.samplers import draws_noise, num_steps_for
 from diffusion_jax.training.checkpoint import Checkpoints
 
@@ -74,7 +75,9 @@ def weak_params(config: Config, parts: Parts) -> Any:
     """The averaged parameters of the run sampling.guide.weak, None where it is empty."""
     if not parts.guide.weak:
         return None
-    return params_of(config, parts, pathlib.Path(parts.guide.weak), "sampling.guide.weak")
+    field = "sampling.guide.weak"
+    workdir = workdir_path(parts.guide.weak, f"config.{field}")
+    return params_of(config, parts, workdir, field)
 
 
 def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:
