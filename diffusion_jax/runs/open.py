@@ -44,9 +44,10 @@ def restore_params(
     return place(parameters(state, ema)), int(state.step)
 
 
-def params_of(config: Config, parts: Parts, workdir: pathlib.Path, field: str) -> Any:
-    """The averaged parameters of another run of the same network; UserError, which names the field
-    and what differs, where it is none."""
+def params_of(config: Config, parts: Parts, named: str, field: str) -> Any:
+    """The averaged parameters of another run of the same network, whose workdir the field names;
+    UserError, which says the field and what differs, where it is none."""
+    workdir = workdir_path(named, f"config.{field}")
     if not (workdir / "config.json").is_file():
         raise UserError(f"config.{field} must be the workdir of a run, but {workdir} holds none")
     other = load(workdir / "config.json")
@@ -75,9 +76,7 @@ def weak_params(config: Config, parts: Parts) -> Any:
     """The averaged parameters of the run sampling.guide.weak, None where it is empty."""
     if not parts.guide.weak:
         return None
-    field = "sampling.guide.weak"
-    workdir = workdir_path(parts.guide.weak, f"config.{field}")
-    return params_of(config, parts, workdir, field)
+    return params_of(config, parts, parts.guide.weak, "sampling.guide.weak")
 
 
 def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:
