@@ -201,7 +201,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
     first = None
     if settings.init and not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
-        first = params_of(config, parts, pathlib.Path(settings.init), "training.init")
+        first = params_of(config, parts, settings.init, "training.init")
 
     if primary():
         open_workdir(workdir, config)

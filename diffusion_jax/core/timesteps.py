@@ -88,7 +88,7 @@ def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0
 
     def init():
         return {
-            "losses": jnp.zeros((num_steps, history)),
+            "losses": jnp.zeros((num_steps, history), jnp.float32),
             "counts": jnp.zeros((num_steps,), jnp.int32),
         }
 

@@ -12,6 +12,7 @@ from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, para
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import advice, make_generate
 from diffusion_jax.runs.settings import differences, load, other_network
+from diffusion_jax.runs.workdir import workdir_path
 from diffusion_jax.samplers import draws_noise, num_steps_for
 from diffusion_jax.training.checkpoint import Checkpoints
 
@@ -44,9 +45,10 @@ def restore_params(
     return place(parameters(state, ema)), int(state.step)
 
 
-def params_of(config: Config, parts: Parts, workdir: pathlib.Path, field: str) -> Any:
-    """The averaged parameters of another run of the same network; UserError, which names the field
-    and what differs, where it is none."""
+def params_of(config: Config, parts: Parts, named: str, field: str) -> Any:
+    """The averaged parameters of another run of the same network, whose workdir the field names;
+    UserError, which says the field and what differs, where it is none."""
+    workdir = workdir_path(named, f"config.{field}")
     if not (workdir / "config.json").is_file():
         raise UserError(f"config.{field} must be the workdir of a run, but {workdir} holds none")
     other = load(workdir / "config.json")
@@ -75,7 +77,7 @@ def weak_params(config: Config, parts: Parts) -> Any:
     """The averaged parameters of the run sampling.guide.weak, None where it is empty."""
     if not parts.guide.weak:
         return None
-    return params_of(config, parts, pathlib.Path(parts.guide.weak), "sampling.guide.weak")
+    return params_of(config, parts, parts.guide.weak, "sampling.guide.weak")
 
 
 def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:

@@ -66,6 +66,7 @@ def plain_affine_silu(x, factor, summand):
 
 def affine_silu(x, factor, summand):
     """`plain_affine_silu` whose backward pass keeps its arguments alone."""
+    factor, summand = factor.astype(jnp.float32), summand.astype(jnp.float32)
     return jax.checkpoint(_affine_silu)(x, factor, summand)
 
 
