@@ -220,7 +220,9 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
             state, extra = checkpoints.restore(where)
             # which is not the newest one's where that is damaged
             check_step(workdir, int(state.step), config)
-            key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32), impl=noise.IMPLEMENTATION)
+            key = jax.random.wrap_key_data(
+                jnp.asarray(extra["key"], jnp.uint32), impl=noise.IMPLEMENTATION
+            )
             if "data" in extra:  # a run made of imported weights has read none yet
                 batches.set_state(extra["data"])
         step = int(state.step)

@@ -42,7 +42,7 @@ class Objective(NamedTuple):
     total) -> (t [B], weights [B]) of examples number index of total. loss: (params, aux, context,
     batch) -> (losses [B], report), the report a dict of arrays [B], each logged as its mean, but
     for `logsnr`, by which the losses are logged in quartiles. update: (aux, state, report) -> aux;
-    the state is that after the step, and the report of all devices' examples holds besides `t`,
+    the state is that after the step, and the report of the whole batch holds besides `t`,
     `weights` and `losses`.
     """
 

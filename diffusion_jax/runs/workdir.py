@@ -35,9 +35,7 @@ def workdir_path(text: str, field: str = "--workdir") -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         name = pathlib.Path(text).parts[0]
-        raise UserError(
-            f"{field}={text}: {name} has no home folder; give the whole path"
-        ) from None
+        raise UserError(f"{field}={text}: {name} has no home folder; give the whole path") from None
 
 
 def check_step(workdir: pathlib.Path, step: int, config: Config) -> None:
