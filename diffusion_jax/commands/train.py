@@ -158,7 +158,7 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
                         f"stopped and saved at step {step}; the same command goes on from here"
                     )
                     raise Interrupted(stops)
-        return finish(run, state)
+        return finish(run, state, drawn=first < settings.num_steps)
 
 
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
@@ -325,15 +325,17 @@ def draw_picture(run: Run, state: TrainState) -> None:
     plots.losses(run.workdir / "plots" / "losses.png", read_metrics(run.workdir))
 
 
-def finish(run: Run, state: TrainState) -> pathlib.Path:
+def finish(run: Run, state: TrainState, drawn: bool) -> pathlib.Path:
+    """Says that the run is complete. drawn: whether its last samples were, in this process."""
+    path = picture_path(run, state)
     wait_for_all("finish")
-    if not agreed(
-        picture_path(run, state).exists()
-    ):  # the run was complete, but stopped before its picture
+    # complete before this process began, but perhaps stopped before its picture
+    if not drawn and not agreed(path.exists()):
         draw_picture(run, state)
     run.log.bar.close()
-    run.log.say(f"trained to step {int(state.step)}; samples: {picture_path(run, state)}")
-    return picture_path(run, state)
+    samples = f"; samples: {path}" if path.exists() else ""  # of some data there is no picture
+    run.log.say(f"trained to step {int(state.step)}{samples}")
+    return path
 
 
 class Signals:

@@ -126,6 +126,7 @@ def _build(config: Config) -> Parts:
     schedule = make(diffusion.schedule, {})
     parameterization = make(diffusion.prediction, {Schedule: schedule})
     check_decodable(config, schedule)
+    check_clippable(config, codec)
     distribution = make(diffusion.timesteps, {Schedule: schedule})
     shape = Shape(tuple(codec.shape))
     module = make(config.model, {Shape: shape, Kinds: conditioner.kinds})
@@ -178,7 +179,8 @@ def declared(config: Config) -> Declared:
     """What the config says of its data."""
     given = config.data.source.values().get("range") or ()
     between = (float(given[0]), float(given[1])) if len(given) == 2 else None
-    return Declared(tuple(config.data.shape), config.data.num_classes, between)
+    modality = make(config.data.modality, {})
+    return Declared(tuple(config.data.shape), config.data.num_classes, between, str(modality.dtype))
 
 
 def load_source(config: Config, split: str, lenient: bool = False) -> Any:
@@ -243,6 +245,15 @@ def check_decodable(config: Config, schedule: Schedule) -> None:
     if name in ("eps", "score", "edm") and ends_at_noise:
         raise UserError(
             f"{name} cannot be decoded at alpha = 0, where this schedule ends; use v or x0"
+        )
+
+
+def check_clippable(config: Config, codec: Codec) -> None:
+    """Raises UserError where x0 would be thresholded but has no range."""
+    if config.sampling.threshold and codec.range is None:
+        raise UserError(
+            f"config.sampling.threshold clips x0 to a range, which the codec {config.codec.entry} "
+            "does not have"
         )
 
 
