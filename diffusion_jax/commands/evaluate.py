@@ -17,7 +17,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
 from diffusion_jax.core.version import __version__
-from diffusion_jax.devices.parallel import primary, process, start, together, wait_for_all
+from diffusion_jax.devices.processes import primary, process, start, together, wait_for_all
 from diffusion_jax.evaluation import features, references
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores

@@ -4,7 +4,6 @@ python main.py [train] --workdir DIR --config experiments/NAME.py
 """
 
 import contextlib
-import os
 import pathlib
 import signal
 from collections.abc import Callable
@@ -19,12 +18,9 @@ from diffusion_jax.core.errors import Interrupted, UserError
 from diffusion_jax.core.files import writing
 from diffusion_jax.data import pipeline
 from diffusion_jax.devices import cpu
-from diffusion_jax.devices.parallel import (
+from diffusion_jax.devices.parallel import check_batch, initial, layout, make_take_steps
+from diffusion_jax.devices.processes import (
     agreed,
-    check_batch,
-    initial,
-    layout,
-    make_take_steps,
     preempted,
     primary,
     process,
@@ -53,6 +49,7 @@ from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.profiling import Profile
+from diffusion_jax.training.signals import Signals
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import make_train_step
 
@@ -336,30 +333,3 @@ def finish(run: Run, state: TrainState, drawn: bool) -> pathlib.Path:
     samples = f"; samples: {path}" if path.exists() else ""  # of some data there is no picture
     run.log.say(f"trained to step {int(state.step)}{samples}")
     return path
-
-
-class Signals:
-    """Within it, SIGTERM and Ctrl-C set `number` instead of ending the program; a second one ends
-    it."""
-
-    number = 0
-
-    def __enter__(self):
-        alone = (
-            process()[1] == 1
-        )  # else JAX listens to SIGTERM, and `preempted` tells all processes alike
-
-        def handler(number, frame):
-            if alone:
-                self.number = number
-            else:
-                os.kill(os.getpid(), signal.SIGTERM)
-            signal.signal(number, self.before[number])
-
-        numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
-        self.before = {number: signal.signal(number, handler) for number in numbers}
-        return self
-
-    def __exit__(self, *exception):
-        for number, before in self.before.items():
-            signal.signal(number, before)

@@ -14,7 +14,8 @@ import tqdm
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
-from diffusion_jax.devices.parallel import agreed, equal_batches, primary
+from diffusion_jax.devices.parallel import equal_batches
+from diffusion_jax.devices.processes import agreed, primary
 from diffusion_jax.evaluation.features import KINDS, Features
 
 try:

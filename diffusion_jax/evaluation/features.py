@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError, nearest
 from diffusion_jax.data import sources
 from diffusion_jax.devices.parallel import map_examples, place
-from diffusion_jax.evaluation import inception
+from diffusion_jax.evaluation import inception, inception_files
 from diffusion_jax.evaluation.metrics import softmax
 from diffusion_jax.interop.files import fingerprint
 
@@ -43,7 +43,7 @@ class Features(NamedTuple):
 def inception_network(weights: str = "") -> Features:
     """FID's network of 2015, 2048 features, on all devices; sFID's 2023; class probabilities where
     the file has logits."""
-    tensors = inception.read(inception.find(weights))
+    tensors = inception_files.read(inception_files.find(weights))
     host, logits = inception.to_params(tensors), inception.logits(tensors)
     params = place(jax.tree.map(np.asarray, host))
     mapped = map_examples(inception.activations)

@@ -18,7 +18,7 @@ from diffusion_jax.data import pipeline
 from diffusion_jax.data.arrays import arrays
 from diffusion_jax.data.folder import folder
 from diffusion_jax.data.spec import Declared
-from diffusion_jax.devices.parallel import agreed, primary
+from diffusion_jax.devices.processes import agreed, primary
 from diffusion_jax.evaluation import frechet
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.features import Features

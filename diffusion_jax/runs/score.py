@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import pipeline
-from diffusion_jax.devices.parallel import primary
+from diffusion_jax.devices.processes import primary
 from diffusion_jax.evaluation import features, memorisation, references
 from diffusion_jax.evaluation.extract import Extracted, extract
 from diffusion_jax.evaluation.scores import scores

@@ -13,7 +13,7 @@ import filelock
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import reason, write_text
-from diffusion_jax.devices.parallel import primary
+from diffusion_jax.devices.processes import primary
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.settings import differences, load, to_json
 

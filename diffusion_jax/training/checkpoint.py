@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import MENDED, reason, write_text, writing
-from diffusion_jax.devices.parallel import agreed, primary, process, wait_for_all
+from diffusion_jax.devices.processes import agreed, primary, process, wait_for_all
 from diffusion_jax.training.state import TrainState
 
 
