@@ -110,7 +110,7 @@ def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0
                 "counts": state["counts"].at[t].set(jnp.minimum(count + 1, history)),
             }, None
 
-        return jax.lax.scan(one, state, (t, losses))[0]
+        return jax.lax.scan(one, state, (t, losses.astype(state["losses"].dtype)))[0]
 
     return Timesteps(init, sample, update)
 
