@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import ROOT, command, environment, experiment_file
+from tiny import ROOT, command, environment, experiment_file, tiny_config
 
 import main
-from diffusion_jax.core import caches
+from diffusion_jax.core import caches, noise
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.runs import start
+from diffusion_jax.runs.build import build, make_step
 
 
 @pytest.fixture
@@ -171,6 +172,18 @@ def test_double_precision_is_left_aside_with_a_note(monkeypatch, capsys):
         assert "JAX_ENABLE_X64 is left aside" in capsys.readouterr().err
         start.prepare()
         assert capsys.readouterr().err == ""
+
+
+def test_a_step_leaves_its_state_in_single_precision_where_jax_has_double(x64):
+    config = tiny_config()
+    parts = build(config)
+    state = jax.eval_shape(parts.init_state, noise.key(0))
+    shapes = {"image": ((16, 8, 8, 1), np.uint8), "label": ((16,), np.int32)}
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    after, _ = jax.eval_shape(make_step(config, parts), state, noise.key(1), batch)
+    for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert leaf.dtype == before.dtype
+        assert leaf.dtype in (np.float32, np.int32)
 
 
 def test_a_negative_number_may_be_a_word_of_its_own(tmp_path):
