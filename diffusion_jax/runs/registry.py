@@ -200,8 +200,12 @@ class Component:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Component):
             return NotImplemented
-        mine, theirs = (one.values() if one.registry else one.given for one in (self, other))
-        return (self.entry, mine) == (other.entry, theirs)
+        registry = self.registry or other.registry
+        if self.entry != other.entry or registry is None:
+            return (self.entry, self.given) == (other.entry, other.given)
+        known = settings(registry, self.entry).values()
+        default = {setting.name: setting.default for setting in known if not setting.own}
+        return default | self.given == default | other.given
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # it can be changed
 
@@ -238,7 +242,17 @@ class Components:
         for name, one in chosen.items():
             own = registry._replace(path=f"{path}.{name}")
             chosen[name] = Component(one.entry, one.given, own)
-        self.chosen, self.registry = chosen, registry
+        object.__setattr__(self, "chosen", chosen)
+        object.__setattr__(self, "registry", registry)
+
+    chosen: dict[str, Component]
+    registry: Registry
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(
+            f"config.{self.registry.path}.{name} cannot be set: set config.{self.registry.path} "
+            f"itself, or an argument, as in config.{self.registry.path}.label.dropout = 0.1"
+        )
 
     def __getattr__(self, name: str) -> Component:
         if name.startswith("__") or name in ("chosen", "registry"):
