@@ -12,7 +12,8 @@ from diffusion_jax.data.spec import Declared
 
 @component
 def floats(declared: Declared, mean: float = 0.0, deviation: float = 1.0) -> Codec:
-    """Floats less a mean and over a deviation, which are stated; x0 has no range and is not clipped.
+    """Floats less a mean and over a deviation, which are stated; x0 has no range and is not
+    clipped.
 
     Args:
       mean: of the data, which x0 has at 0.

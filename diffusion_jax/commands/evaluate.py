@@ -180,7 +180,8 @@ def check_writable(folder: pathlib.Path) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"{folder} cannot be written: {there} is {'not writable' if there.is_dir() else 'no folder'}"
+            f"{folder} cannot be written: {there} is "
+            f"{'not writable' if there.is_dir() else 'no folder'}"
         )
 
 

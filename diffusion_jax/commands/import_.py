@@ -44,9 +44,9 @@ def import_weights(
 
     The architecture, the images' channels and the number of classes are read from the file; all
     else is `config`'s: model.heads or head_channels, the images' size, the schedule and its T, the
-    prediction; with conditioning.label.dropout above 0 the last label means "none". The parameters and
-    their average are the file's, the optimizer is new. Raises UserError, and writes nothing, where
-    they do not fit."""
+    prediction; with conditioning.label.dropout above 0 the last label means "none". The parameters
+    and their average are the file's, the optimizer is new. Raises UserError, and writes nothing,
+    where they do not fit."""
     workdir = pathlib.Path(workdir)
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a run already; choose another --workdir")

@@ -159,8 +159,8 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
 
 
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
-    """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad input
-    leaves no trace."""
+    """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad
+    input leaves no trace."""
     settings, data = config.training, config.data
     config, source = with_range(config)
     parts = build(config)
@@ -252,8 +252,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
 
 
 def with_range(config: Config) -> tuple[Config, Any]:
-    """(the config, its training data); where these are floats and no range is set, the config has that
-    of the data, which is kept with the run."""
+    """(the config, its training data); where these are floats and no range is set, the config has
+    that of the data, which is kept with the run."""
     check(config)
     check_together(config)
     source = load_source(config, config.data.train_split)

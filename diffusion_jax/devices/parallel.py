@@ -200,8 +200,8 @@ def make_take_steps(
 
 def precision(dtype: str | None) -> contextlib.AbstractContextManager:
     """Within it, products of float32 are products of float32, where that is what a network computes
-    in. Accelerators take TF32, or passes in bfloat16, for them otherwise, and the same example comes
-    out differently in another batch or on other devices."""
+    in. Accelerators take TF32, or passes in bfloat16, for them otherwise, and the same example
+    comes out differently in another batch or on other devices."""
     if dtype not in (None, "float32"):
         return contextlib.nullcontext()
     return jax.default_matmul_precision("float32")

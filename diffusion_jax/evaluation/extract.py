@@ -87,7 +87,8 @@ class Extracted:
         for name, array in found.items():
             if not np.isfinite(array).all():
                 raise UserError(
-                    f"the {name} of images {len(self)} to {len(self) + len(images) - 1} are not finite"
+                    f"the {name} of images {len(self)} to {len(self) + len(images) - 1} are not "
+                    "finite"
                 )
         if not self.layout:
             self.layout = {name: found[name].shape[1] for name in KINDS if name in found}

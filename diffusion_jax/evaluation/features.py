@@ -53,7 +53,10 @@ def inception_network(weights: str = "") -> Features:
         found = {"features": pool, "spatial": spatial}
         return found if logits is None else found | {"probabilities": softmax(pool @ logits)}
 
-    preprocessing = "uint8, grey as three channels; TensorFlow 1's bilinear resize to 299 x 299; (x - 128) / 128"
+    preprocessing = (
+        "uint8, grey as three channels; TensorFlow 1's bilinear resize to 299 x 299; "
+        "(x - 128) / 128"
+    )
     record = {"features": "inception", "preprocessing": preprocessing, "weights": fingerprint(host)}
     return Features(apply, record | {"classes": 0 if logits is None else logits.shape[1]})
 
@@ -71,7 +74,8 @@ def digits_network(weights: str = "") -> Features:
         (w1, b1), (w2, b2) = parameters
         if images.shape[1:] != (8, 8, 1):
             raise UserError(
-                f"the digits' features are of 8 x 8 x 1 images, not {' x '.join(map(str, images.shape[1:]))}"
+                "the digits' features are of 8 x 8 x 1 images, not "
+                f"{' x '.join(map(str, images.shape[1:]))}"
             )
         hidden = np.maximum(images.reshape(len(images), -1) / 255.0 @ w1 + b1, 0.0)
         return {"features": hidden, "probabilities": softmax(hidden @ w2 + b2)}
@@ -138,6 +142,7 @@ def load(name: str, weights: str = "") -> Features:
         return from_file(pathlib.Path(name))
     if name not in FEATURES:
         raise UserError(
-            f"config.evaluation.features has no {name!r}; {nearest(name, FEATURES)}, or the path of a .py file"
+            f"config.evaluation.features has no {name!r}; {nearest(name, FEATURES)}, or the path "
+            "of a .py file"
         )
     return FEATURES[name](weights)

@@ -172,7 +172,8 @@ def prepare(images) -> jax.Array:
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(
-            f"Inception takes uint8 images [B, H, W, 1 or 3], not {images.dtype} {list(images.shape)}"
+            f"Inception takes uint8 images [B, H, W, 1 or 3], not {images.dtype} "
+            f"{list(images.shape)}"
         )
     x = (resize(images) - 128.0) / 128.0
     return jnp.broadcast_to(x, (*x.shape[:-1], 3))
@@ -271,7 +272,8 @@ def to_params(tensors: Tensors) -> PyTree:
         if name not in tensors or tensors[name].shape != shape:
             found = f"of shape {list(tensors[name].shape)}" if name in tensors else "missing"
             raise UserError(
-                f"these are not the weights of FID's Inception network: {name} {list(shape)} is {found}"
+                f"these are not the weights of FID's Inception network: {name} {list(shape)} is "
+                f"{found}"
             )
         return tensors[name].astype(np.float64)
 

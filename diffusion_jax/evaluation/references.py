@@ -67,7 +67,8 @@ def check_width(width: int, reference: Reference) -> None:
     """Raises UserError where features of that width cannot be compared with the reference's."""
     if width != len(reference.statistics.mean):
         raise UserError(
-            f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}"
+            f"the reference has {len(reference.statistics.mean)} features an image, the samples "
+            f"have {width}"
         )
 
 

@@ -43,9 +43,8 @@ from diffusion_jax.training.state import TrainState, init_state, split, warmed_u
 class Network:
     """The `apply_fn` of a flax module; equal for equal modules.
 
-    Called as (params, x_in [B, ...], t_in [B], cond, dropout_key); it trains, with dropout, where it
-    is given the key.
-    """
+    Called as (params, x_in [B, ...], t_in [B], cond, dropout_key); it trains, with dropout, where
+    it is given the key."""
 
     module: nn.Module
 
@@ -214,7 +213,8 @@ def source_spec(config: Config, split: str) -> Spec:
 
 
 def batch_spec(config: Config, parts: Parts, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of `count` examples, without reading data where the config declares all."""
+    """The shapes of a batch of `count` examples, without reading data where the config declares
+    all."""
     data = config.data
     dtype = np.float32 if declared(config).range else parts.modality.dtype
     known = {parts.modality.entry: (tuple(data.shape), dtype), "label": ((), np.int32)}
@@ -284,7 +284,8 @@ def make_sampler(config: Config, schedule: Schedule, grid: Level, variance: Vari
 
 
 def check_together(config: Config) -> None:
-    """Raises UserError for settings that do not go together and that no library function would find."""
+    """Raises UserError for settings that do not go together and that no library function would
+    find."""
     training, sampling, data = config.training, config.sampling, config.data
     conditions = [one.entry for one in config.conditioning]
     if len(data.shape) < 1 or min(data.shape) < 1:

@@ -22,7 +22,8 @@ COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
 
 
 class Flag(NamedTuple):
-    """A flag of a command. default: its type is the flag's: text, a whole number, or true and false."""
+    """A flag of a command. default: its type is the flag's: text, a whole number, or true and
+    false."""
 
     default: str | int | bool
     text: str  # what it is, for `--help`
@@ -156,7 +157,8 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
         config = load(file)
     elif needs.config:
         raise UserError(
-            "--config is missing: the experiment that is meant, as in --config experiments/cosine.py"
+            "--config is missing: the experiment that is meant, as in --config "
+            "experiments/cosine.py"
         )
     elif any(values.get(name) for name in needs.alone) and not stored.is_file():
         declared = "data.shape" in settings

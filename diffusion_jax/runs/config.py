@@ -107,7 +107,7 @@ class Sampling(Group):
     grid: Any = entry("sampling.grid", "respaced", "how the steps are spread")
     steps: str = setting(
         "250",
-        '"250", "10,15,20", "ddim50" where respaced; values of t where explicit; a number elsewhere',
+        '"250", "10,15,20", "ddim50" where respaced; values of t where explicit; else a number',
     )
     quantize: bool = setting(False, "move the grid to whole t, for networks that know no other")
     tolerance: float = setting(
@@ -170,7 +170,8 @@ class Editing(Group):
     )  # fmt: skip
     mask: str = setting(
         "bottom",
-        "of inpaint, what is removed: left, right, top, bottom, centre; or a .png, white where kept",
+        "of inpaint, what is removed: left, right, top, bottom, centre; or a .png, white where "
+        "kept",
     )
     resamples: int = setting(10, "of inpaint: how often each step is taken", least=1)
     label: int = setting(

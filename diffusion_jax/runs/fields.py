@@ -1,4 +1,5 @@
-"""How the fields of a config are declared: their meaning, range and freedom, the entries they name."""
+"""How the fields of a config are declared: their meaning, range and freedom, the entries they
+name."""
 
 import dataclasses
 import functools

@@ -29,7 +29,8 @@ class TrainedRun(NamedTuple):
 
 
 def check_same(config: Config, workdir: pathlib.Path, only: str) -> None:
-    """Raises UserError, which says what the command takes `only`, where a config is not the run's."""
+    """Raises UserError, which says what the command takes `only`, where a config is not the
+    run's."""
     changed = differences(load(workdir / "config.json"), config)
     if changed:
         raise UserError(f"{only}, not {'; '.join(changed)}")

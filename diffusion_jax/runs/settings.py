@@ -205,7 +205,8 @@ def _changes(old: Config, new: Config) -> Iterator[tuple[str, Any, Any, Leaf]]:
 
 
 def other_network(old: Config, new: Config) -> list[str]:
-    """'path: old -> new' for what makes the two configs' networks, or what they predict, different."""
+    """'path: old -> new' for what makes the two configs' networks, or what they predict,
+    different."""
     parts = ("data.shape", "data.num_classes", "codec", "conditioning", "model")
     parts += ("diffusion.schedule", "diffusion.prediction")
     inside = [path for part in parts for path in (part, f"{part}.")]
