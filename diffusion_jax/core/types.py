@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, NewType
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 Array = jax.Array | np.ndarray
 PyTree = Any
@@ -74,7 +75,7 @@ class Level(NamedTuple):
 
 def is_known_zero(a: Any) -> bool:
     """Whether any of the numbers is 0, where they are known on the host: traced ones are not."""
-    return not isinstance(a, jax.core.Tracer) and bool(np.any(np.asarray(a) == 0.0))
+    return not isinstance(a, core.Tracer) and bool(np.any(np.asarray(a) == 0.0))
 
 
 CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)
