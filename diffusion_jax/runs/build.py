@@ -116,7 +116,6 @@ def build(config: Config) -> Parts:
 def _build(config: Config) -> Parts:
     data, diffusion, training = config.data, config.diffusion, config.training
     modality = make(data.modality, {})
-    modality.check(tuple(data.shape))
     nouns: dict[Any, Any] = {Declared: declared(config)}
     if any(one.entry not in ("label", "augmentation") for one in config.conditioning):
         nouns[Spec] = source_spec(config, data.train_split)
@@ -290,6 +289,10 @@ def check_together(config: Config) -> None:
     conditions = [one.entry for one in config.conditioning]
     if len(data.shape) < 1 or min(data.shape) < 1:
         raise UserError(f"config.data.shape must be sizes of at least 1, not {data.shape}")
+    try:
+        make(data.modality, {}).check(tuple(data.shape))
+    except ValueError as error:
+        raise UserError(f"config.data.shape: {error}") from None
     classes = data.num_classes if "label" in conditions else 0
     if sampling.label >= 0 and not classes:
         raise UserError(f"config.sampling.label={sampling.label}, but this run has no classes")
