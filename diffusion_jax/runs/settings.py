@@ -228,7 +228,7 @@ def load(path: str | pathlib.Path) -> Config:
         raise UserError(f"no config file {str(path)!r}{hint}")
     if path.suffix == ".json":
         try:
-            return from_values(json.loads(path.read_text()))
+            return from_values(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise UserError(f"{path} is no stored config: {error}") from None
     config = experiment_file.read(path)

@@ -122,7 +122,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict]:
     """The lines of metrics.jsonl; one that a killed run left half written is passed over."""
     path = workdir / "metrics.jsonl"
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(line))
         except ValueError:
