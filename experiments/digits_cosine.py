@@ -12,8 +12,8 @@ from experiments import digits
 
 def get_config() -> Config:
     config = digits.get_config()
+    config.conditioning.label.dropout = 0.0
     config.model.learned_variance = True
     config.diffusion.prediction = "eps"
     config.diffusion.loss = "hybrid"
-    config.training.label_dropout = 0.0
     return config

@@ -5,13 +5,12 @@ Hardware:  a laptop's CPU; about two minutes on two cores
 Result:    see docs/results.md: 5.01 bits/dim at T = 200 after 500 steps
 """
 
-from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.config import Config, Diffusion
 from experiments import digits
 
 
 def get_config() -> Config:
     config = digits.get_config()
-    config.diffusion.schedule = "linear"
-    config.diffusion.prediction = "eps"
-    config.training.label_dropout = 0.0
+    config.conditioning.label.dropout = 0.0
+    config.diffusion = Diffusion(schedule="linear", prediction="eps")
     return config

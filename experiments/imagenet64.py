@@ -3,21 +3,21 @@ L_hybrid.
 
 Command:   python main.py --workdir runs/imagenet64 --config experiments/imagenet64.py
 Hardware:  the paper does not say; 120 M parameters. Not yet measured here.
-Paper:     FID 19.2 and bits/dim 3.57 for L_hybrid after 1.5 million steps (table 1 of the paper, not our numbers)
+Paper:     FID 19.2 and bits/dim 3.57 for L_hybrid after 1.5 million steps (table 1 of the
+           paper, not our numbers)
 
 The setting is that of the paper's appendix A and its code: 128 channels, multipliers 1, 2, 3, 4,
 three residual blocks a level, attention of four heads at 16 x 16 and 8 x 8, scale-shift norm, no
 dropout, learning rate 1e-4, batch 128, EMA 0.9999."""
 
-from diffusion_jax.runs.config import Config, Data
+from diffusion_jax.runs.config import Config, Data, use
 from experiments import cosine
 
 
 def get_config() -> Config:
     config = cosine.get_config()
     config.data = Data(
-        source="tfds",
-        name="imagenet_resized/64x64",
+        source=use("tfds", name="imagenet_resized/64x64"),
         shape=(64, 64, 3),
         num_classes=0,
         eval_split="validation",

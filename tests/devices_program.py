@@ -11,14 +11,14 @@ import optax
 sys.path.insert(0, sys.argv[1])
 from diffusion_jax.core import predictions, schedules, timesteps  # noqa: E402
 from diffusion_jax.core.errors import UserError  # noqa: E402
-from diffusion_jax.devices.parallel import (
+from diffusion_jax.devices.parallel import (  # noqa: E402
     AXIS,
     check_batch,
     layout,
     make_take_steps,
     map_examples,
     place,
-)  # noqa: E402
+)
 from diffusion_jax.objectives import losses  # noqa: E402
 from diffusion_jax.training.state import init_state, warmed_up_ema  # noqa: E402
 from diffusion_jax.training.step import make_loss_fn, make_train_step  # noqa: E402

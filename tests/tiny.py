@@ -9,7 +9,8 @@ import sys
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.runs.config import Config, Data, Diffusion, Model, Sampling, Training
+import main
+from diffusion_jax.runs.config import Config, Data, Diffusion, Sampling, Training, use
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -25,10 +26,15 @@ def tiny_config(**training) -> Config:
     settings |= {"eval_every": 4, "eval_examples": 24, "sample_every": 0, "checkpoint_every": 4}
     return Config(
         data=Data(source="digits", shape=(8, 8, 1), num_classes=10, flip=True),
-        model=Model(
-            channels=16, channel_mult=(1,), blocks=1, attention_resolutions=(), dropout=0.1
+        model=use(
+            "unet",
+            channels=16,
+            channel_mult=(1,),
+            blocks=1,
+            attention_resolutions=(),
+            dropout=0.1,
         ),
-        diffusion=Diffusion(schedule="cosine", num_steps=20, timesteps="second_moment"),
+        diffusion=Diffusion(schedule=use("cosine", num_steps=20), timesteps="second_moment"),
         training=Training(**(settings | training)),
         sampling=Sampling(steps="5", num=20),
     )
@@ -48,7 +54,12 @@ def experiment_file(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def command(*arguments, **environment) -> list:
+def main_run(*arguments) -> None:
+    """`main.py` with these words, in this process."""
+    main.run(["main.py", *map(str, arguments)])
+
+
+def command(*arguments) -> list:
     return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
 
 

@@ -1,70 +1,80 @@
-"""The command `evaluate`: FID and its kin, bits/dim and memorisation of a run's samples, or FID of
-any two sets of images."""
+"""Scores a run's samples, or any two sets of images: FID and its kin, bits/dim, memorisation.
 
-import dataclasses
+    python main.py evaluate --workdir DIR [--against SET]
+    python main.py evaluate --workdir DIR --images SET --against SET
+
+A SET is a folder, an .npz, an .npy or a split of the run's data.
+"""
+
 import json
 import os
 import pathlib
 import signal
-import tempfile
-from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from diffusion_jax.commands import nll
-from diffusion_jax.commands import sample as generate
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
 from diffusion_jax.core.version import __version__
-from diffusion_jax.data import pipeline, sources
-from diffusion_jax.devices.parallel import primary, process, start, together, wait_for_all
-from diffusion_jax.evaluation import features, memorisation, references
+from diffusion_jax.devices.processes import primary, process, start, together, wait_for_all
+from diffusion_jax.evaluation import features, references
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
-from diffusion_jax.interop.weights import fingerprint
+from diffusion_jax.interop.files import fingerprint
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs.build import Parts, check_ranges
-from diffusion_jax.runs.command_line import Given
-from diffusion_jax.runs.config import Config, check_types
+from diffusion_jax.runs import folders
+from diffusion_jax.runs.command_line import Flag, Given, Needs
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import make_generate
+from diffusion_jax.runs.open import manner, open_run
+from diffusion_jax.runs.score import (
+    bits_per_dim,
+    check_measures,
+    memorised,
+    run_data,
+    sampled,
+    scalars,
+)
+from diffusion_jax.runs.settings import as_values, check
 from diffusion_jax.training.events import Events
 
+FLAGS = {
+    "images": Flag("", "images to be judged, in place of the run's samples"),
+    "against": Flag("", "images to judge them by"),
+}
+NEEDS = Needs(alone=("images",))
 GRID = 100  # samples in the picture
-NOT_HOW = (
-    "num",
-    "batch_size",
-    "gif",
-    "strip",
-    "predicted",
-)  # settings of sampling that change no sample
+# settings of sampling that change no sample
+NOT_HOW = ("num", "batch_size", "gif", "strip", "predicted")
 
 
-def command(given: Given) -> pathlib.Path:
+def run(given: Given) -> str:
     """What `main.py evaluate` does with its flags: `evaluate` or, with --images, `compare`."""
     start()
     with together():
         if process()[1] > 1:
-            signal.signal(
-                signal.SIGTERM, signal.SIG_DFL
-            )  # JAX's own handler waits to be asked; features go on anyway
+            # JAX's own handler waits to be asked; features go on anyway
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         path = chosen(given)
         wait_for_all("evaluated")
-        return path
+        return str(path)
 
 
 def chosen(given: Given) -> pathlib.Path:
-    if given.images and not given.against:
+    images, against = given.flags["images"], given.flags["against"]
+    if images and not against:
         raise UserError(
             "--against is missing: the folder, file or split that the images are compared with"
         )
     try:
-        if not given.images:
-            return evaluate(given.config, given.workdir, given.against)
-        return compare(given.config, given.workdir, given.images, given.against)
+        if not images:
+            return evaluate(given.config, given.workdir, against)
+        return compare(given.config, given.workdir, images, against, given.declared)
     except OSError as error:  # a full disk, a folder that is not ours; what is there stays
         raise UserError(
-            f"{error.filename or given.workdir} cannot be read or written: {error.strerror or error}"
+            f"{error.filename or given.workdir} cannot be read or written: "
+            f"{error.strerror or error}"
         ) from error
 
 
@@ -76,21 +86,17 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     training split. Samples and references whose features were made before, by this command or one
     that was stopped, are not made again."""
     settings, data = config.evaluation, config.data
-    run = generate.open_run(
-        config, workdir, "evaluate takes only config.sampling, .evaluation and .likelihood settings"
-    )
+    only = "evaluate takes only config.sampling, .evaluation and .likelihood settings"
+    run = open_run(config, workdir, only)
     check_measures(config, run.parts)
     check_writable(workdir / "evaluations")
     function = features.load(settings.features, settings.weights)
     reference = references.reference(
-        against or data.train_split, data, function, settings.batch_size
+        against or data.train_split, run_data(config), function, settings.batch_size
     )
     check_width(function, tuple(data.shape), reference)
-    sampling = {
-        name: value
-        for name, value in dataclasses.asdict(config.sampling).items()
-        if name not in NOT_HOW
-    }
+    values = as_values(config.sampling)
+    sampling = {name: value for name, value in values.items() if name not in NOT_HOW}
     protocol = {
         "step": run.step,
         "ema": config.sampling.ema,
@@ -100,21 +106,22 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     protocol |= {"features": function.record} | (
         {"weak": fingerprint(run.weak)} if run.weak is not None else {}
     )
-    how = f"{generate.manner(config, run.parts, run.step)}-{function.name}-{key(protocol)}"
+    how = f"{manner(config, run.parts, run.step)}-{function.name}-{key(protocol)}"
     shown = max(GRID, settings.memorised)
     extracted = Extracted(workdir / "evaluations" / how, protocol, tuple(data.shape), shown)
-    samples = sampled(make_generate(config, run.parts, weak=run.weak), run.params)
+    samples = sampled(run.parts, make_generate(config, run.parts, weak=run.weak), run.params)
     extract(extracted, function, samples, settings.num, settings.batch_size, "samples")
 
-    bits = (
-        bits_per_dim(config, run.parts, run.params) if settings.bits_per_dim else {}
-    )  # by all processes, as the samples
+    # by all processes, as the samples
+    bits = bits_per_dim(config, run.parts, run.params) if settings.bits_per_dim else {}
     if not primary():
         return extracted.folder
     report = scores(extracted, settings.num, reference, settings.replicates, settings.subsets)
     report |= {"bits_per_dim": bits} if bits else {}
     images, folder = extracted.images.array(min(shown, settings.num)), extracted.folder
-    pictures.save(folder / "samples.png", generate.grid(config, images[:GRID] / 127.5 - 1.0))
+    picture = folders.preview(config, run.parts, np.asarray(images[:GRID]))
+    if picture is not None:
+        pictures.save(folder / "samples.png", picture)
     if settings.memorised:
         report["memorisation"] = memorised(
             config, images[: settings.memorised], folder / "memorised.png"
@@ -131,29 +138,23 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     return path
 
 
-def compare(config: Config, workdir: pathlib.Path, images: str, against: str) -> pathlib.Path:
+def compare(
+    config: Config, workdir: pathlib.Path, images: str, against: str, declared: bool = True
+) -> pathlib.Path:
     """Scores one set of images against another, whoever made them; writes a report in
     workdir/evaluations, returns its path.
 
     images, against: as in `evaluate`. A folder's images are brought to data.shape; where it is
     empty they stay as they are, and no splits can be named."""
-    check_types(config)
-    if config.data.shape:
-        check_ranges(config)
-    settings, data = config.evaluation, config.data
+    check(config)
+    settings, data = config.evaluation, run_data(config, declared)
     function = features.load(settings.features, settings.weights)
     check_writable(workdir / "evaluations")
     samples = references.image_set(images, data)
     reference = references.reference(against, data, function, settings.batch_size)
     extracted, count = references.extracted(samples, function), len(samples.source)
-    extract(
-        extracted,
-        function,
-        samples.images,
-        count,
-        settings.batch_size,
-        f"{function.name} of {images}",
-    )
+    named = f"{function.name} of {images}"
+    extract(extracted, function, samples.images, count, settings.batch_size, named)
     if not primary():
         return extracted.folder
     report = scores(extracted, count, reference, settings.replicates, settings.subsets)
@@ -174,101 +175,14 @@ def check_width(
         references.check_width(width, reference)
 
 
-def make_score(config: Config) -> Callable:
-    """score(draw, params) -> {name: number} of evaluation.every_num samples, for the training loop.
-
-    draw: (params, index) -> float images. The reference is the training split; it is computed at
-    the first call."""
-    settings, data = config.evaluation, config.data
-    function, known = features.load(settings.features, settings.weights), []
-    function.apply(
-        np.zeros((1, *data.shape), np.uint8)
-    )  # features of other images say so before training
-
-    def score(draw: Callable, params) -> dict[str, float]:
-        if not known:
-            known.append(
-                references.reference(data.train_split, data, function, settings.batch_size)
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            extracted = Extracted(pathlib.Path(folder), {}, tuple(data.shape))
-            extract(
-                extracted,
-                function,
-                sampled(draw, params),
-                settings.every_num,
-                settings.batch_size,
-                "evaluation",
-            )
-            found = (
-                scores(extracted, settings.every_num, known[0], 0, settings.subsets)
-                if primary()
-                else {}
-            )
-        found = scalars(found)
-        return {f"evaluation/{name}": value for name, value in found.items()}
-
-    return score
-
-
-def sampled(draw: Callable, params) -> Callable:
-    """numbers [b] -> samples uint8 [b, H, W, C]; draw: (params, index) -> float images."""
-    return lambda index: pictures.to_uint8(draw(params, index))
-
-
-def bits_per_dim(config: Config, parts: Parts, params) -> dict:
-    """By the variational bound, where the schedule is a table, and by the ODE, of the first
-    held-out examples.
-
-    params: those that the samples are drawn with.
-    """
-    likelihood = dataclasses.replace(
-        config.likelihood, examples=config.evaluation.bits_per_dim, ema=config.sampling.ema
-    )
-    config = dataclasses.replace(config, likelihood=likelihood)
-    source, found = sources.load(config.data, likelihood.split), {}
-    for method, grid in (
-        ("bound", nll.chain(config, parts) if parts.schedule.num_steps else None),
-        ("ode", None),
-    ):
-        if method == "bound" and grid is None:
-            continue
-        total = nll.measure(config, parts, params, grid, source)["total"]
-        found[method] = {"value": float(total.mean()), "standard_error": nll.standard_error(total)}
-    return found | {"examples": len(total), "likelihood": dataclasses.asdict(likelihood)}
-
-
-def check_measures(config: Config, parts: Parts) -> None:
-    """Raises UserError for what would be missed only when all samples are drawn."""
-    if config.evaluation.bits_per_dim:
-        sources.load(config.data, config.likelihood.split)
-        if parts.schedule.num_steps:
-            nll.chain(config, parts)
-    if config.evaluation.memorised:
-        sources.load(config.data, config.data.eval_split)
-
-
 def check_writable(folder: pathlib.Path) -> None:
     """Raises UserError where the folder could not be made or written. It is not made."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"{folder} cannot be written: {there} is {'not writable' if there.is_dir() else 'no folder'}"
+            f"{folder} cannot be written: {there} is "
+            f"{'not writable' if there.is_dir() else 'no folder'}"
         )
-
-
-def memorised(config: Config, samples: np.ndarray, picture: pathlib.Path) -> dict:
-    """How near samples uint8 [N, H, W, C], and as many held-out images, come to training images;
-    draws the nearest."""
-    data = config.data
-    train, held_out = sources.load(data, data.train_split), sources.load(data, data.eval_split)
-    index = np.arange(min(len(samples), len(held_out)))
-    others = pipeline.examples(held_out, index)["image"]
-    found = memorisation.memorisation(samples, others, train, data.flip, progress=True)
-    pictures.save(
-        picture, pictures.enlarge(memorisation.picture(samples, train, found.neighbours), 600)
-    )
-    return {"samples": found.samples._asdict(), "held_out": found.held_out._asdict()}
 
 
 def surroundings(num: int, reference: references.Reference, replicates: int) -> dict:
@@ -280,19 +194,6 @@ def surroundings(num: int, reference: references.Reference, replicates: int) -> 
         "reference_count": reference.statistics.count,
     }
     return found | {"replicates": replicates}
-
-
-def scalars(report: dict) -> dict[str, float]:
-    """The report's chief numbers by their names."""
-    nested = {"fid": "value", "fid_infinity": "value", "kid": "mean", "inception_score": "mean"}
-    found = {name: report[name][inner] for name, inner in nested.items() if name in report}
-    for name in ("spatial_fid", "precision", "recall", "density", "coverage"):
-        if name in report:
-            found[name] = report[name]
-    for method in ("bound", "ode"):
-        if method in report.get("bits_per_dim", {}):
-            found[f"bits_per_dim_{method}"] = report["bits_per_dim"][method]["value"]
-    return found
 
 
 NAMES = {

@@ -1,4 +1,7 @@
-"""The command `figures`: the figures of the papers, of a config alone or of a trained run."""
+"""Draws the figures of the papers, of a config alone or of a trained run.
+
+python main.py figures --workdir DIR [--config experiments/NAME.py]
+"""
 
 import json
 import pathlib
@@ -10,20 +13,26 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from diffusion_jax.commands.nll import check_table, measure
-from diffusion_jax.commands.sample import restore_params
-from diffusion_jax.core import schedules, timesteps
+from diffusion_jax.core import noise, schedules, timesteps
 from diffusion_jax.core.files import make_folder, write_text
 from diffusion_jax.core.noise import example_keys
 from diffusion_jax.core.process import q_sample
-from diffusion_jax.data import pipeline, sources
+from diffusion_jax.core.types import Level
+from diffusion_jax.data import pipeline
 from diffusion_jax.modalities import pictures
-from diffusion_jax.objectives import losses
-from diffusion_jax.runs.build import Parts, build
+from diffusion_jax.objectives import Context, losses
+from diffusion_jax.objectives.denoising import of_loss
+from diffusion_jax.runs.bits import check_bins, check_table, measure
+from diffusion_jax.runs.build import Parts, build, load_source
+from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
-from diffusion_jax.runs.draw import model_variance
-from diffusion_jax.training.checkpoint import open_workdir
-from diffusion_jax.training.step import make_loss_fn, to_float
+from diffusion_jax.runs.open import restore_params
+from diffusion_jax.runs.workdir import open_workdir
+
+
+def run(given: Given) -> str:
+    """What `main.py figures` does with its flags."""
+    return f"figures: {figures(given.config, given.workdir)}"
 
 
 def _axis(xlabel: str, ylabel: str):
@@ -39,14 +48,12 @@ def beta_ratio(config: Config, folder: pathlib.Path) -> None:
     """beta-tilde / beta by t for three lengths of the config's schedule (Nichol & Dhariwal 2021,
     fig. 1)."""
     figure, ax = _axis("t / T", "posterior variance / beta")
+    name = config.diffusion.schedule.entry
     for num_steps in (100, 1000, 4000):
-        betas = schedules.BETAS[config.diffusion.schedule](num_steps)
+        betas = schedules.BETAS[name](num_steps)
         ratio = schedules.posterior_tables(betas)["posterior_variance"] / betas
-        ax.semilogx(
-            (np.arange(num_steps) + 1) / num_steps,
-            ratio,
-            label=f"{config.diffusion.schedule}, T = {num_steps}",
-        )
+        t = (np.arange(num_steps) + 1) / num_steps
+        ax.semilogx(t, ratio, label=f"{name}, T = {num_steps}")
     ax.legend()
     figure.savefig(folder / "beta_ratio.png", dpi=110)
 
@@ -60,19 +67,22 @@ def alphas_cumprod(folder: pathlib.Path) -> None:
     figure.savefig(folder / "alphas_cumprod.png", dpi=110)
 
 
-def forward(config: Config, folder: pathlib.Path, source) -> None:
+def forward(config: Config, parts: Parts, folder: pathlib.Path, source) -> None:
     """An image of the data along the forward process, linear above and cosine below (Nichol &
     Dhariwal 2021, fig. 3)."""
     data = config.data
-    x0 = jnp.broadcast_to(to_float(jnp.asarray(source[0]["image"])), (12, *data.shape))
-    eps = jax.random.normal(jax.random.key(config.seed), x0.shape)
+    x0 = jnp.broadcast_to(encoded(parts, pipeline.examples(source, [0])), (12, *data.shape))
+    eps = jax.random.normal(noise.key(config.seed), x0.shape)
     t = np.linspace(0, 999, 12).round().astype(int)
     rows = [q_sample(x0, eps, make(1000).level(t)) for make in (schedules.linear, schedules.cosine)]
     interleaved = np.stack([np.asarray(row) for row in rows], axis=1).reshape(24, *data.shape)
-    pictures.save(
-        folder / "forward.png",
-        pictures.enlarge(pictures.tile(pictures.to_uint8(interleaved), 2), 800),
-    )
+    shown = pictures.tile(pictures.to_uint8(interleaved), 2)
+    pictures.save(folder / "forward.png", pictures.enlarge(shown, 800))
+
+
+def encoded(parts: Parts, batch: dict):
+    """x0 of a batch, as the diffusion sees it."""
+    return parts.codec.encode(parts.codec.params, None, batch[parts.modality.entry])
 
 
 def skipping(config: Config, folder: pathlib.Path, parts: Parts, params, source) -> dict:
@@ -81,15 +91,10 @@ def skipping(config: Config, folder: pathlib.Path, parts: Parts, params, source)
 
     A chain that starts at index t from N(0, I) costs KL(q(x_t | x0) || N(0, I)) and the terms below
     t."""
-    bound = measure(
-        config,
-        parts,
-        params,
-        parts.schedule.level(np.arange(config.diffusion.num_steps)[::-1]),
-        source,
-    )
-    level = parts.schedule.level(np.arange(config.diffusion.num_steps))
-    x0 = to_float(jnp.asarray(pipeline.examples(source, range(len(bound["total"])))["image"]))
+    num_steps = parts.schedule.num_steps or 0
+    level = parts.schedule.level(np.arange(num_steps))
+    bound = measure(config, parts, params, Level(*(a[::-1] for a in level)), source)
+    x0 = encoded(parts, pipeline.examples(source, range(len(bound["total"]))))
     second_moment = float(jnp.mean(x0**2))
     alpha, sigma = np.asarray(level.alpha, np.float64), np.asarray(level.sigma, np.float64)
     prior = 0.5 * (alpha**2 * second_moment + sigma**2 - 1 - 2 * np.log(sigma)) / np.log(2)
@@ -97,7 +102,7 @@ def skipping(config: Config, folder: pathlib.Path, parts: Parts, params, source)
     skipped = 1 - (np.arange(len(bits)) + 1) / len(bits)
     figure, ax = _axis("fraction of the reverse process skipped", "bits/dim")
     ax.semilogy(skipped, bits)
-    ax.set_title(f"{config.diffusion.schedule}, T = {config.diffusion.num_steps}")
+    ax.set_title(f"{config.diffusion.schedule.entry}, T = {num_steps}")
     figure.savefig(folder / "skipping.png", dpi=110)
     shown = np.linspace(0, len(bits) - 1, 11).round().astype(int)[::-1]
     return {"skipped": skipped[shown].tolist(), "bits_per_dim": bits[shown].tolist()}
@@ -109,19 +114,18 @@ def gradient_noise(config: Config, folder: pathlib.Path, parts: Parts, params, s
 
     tr(covariance of an example's gradient) / |mean gradient|^2 (McCandlish et al. 2018, eq. 2.9),
     in examples, at the run's parameters."""
-    variance, coefficient = model_variance(config), config.diffusion.vlb_coefficient
-    vlb = losses.vlb(parts.parameterization, parts.schedule, variance, scaled=True)
-    kinds: dict[str, tuple] = {
-        "L_vlb": (vlb, timesteps.uniform(parts.schedule)),
-        "L_vlb, importance-sampled": (vlb, timesteps.second_moment(parts.schedule)),
-    }
+    loss = config.diffusion.loss
+    coefficient = loss.coefficient if loss.entry == "hybrid" else 0.001
+    variance, schedule = parts.variance, parts.schedule
+    vlb = losses.vlb(parts.parameterization, schedule, variance, scaled=True)
+    uniform, importance = timesteps.uniform(schedule), timesteps.second_moment(schedule)
+    kinds = {"L_vlb": (vlb, uniform), "L_vlb, importance-sampled": (vlb, importance)}
     if variance == "learned_range":
-        kinds["L_hybrid"] = (
-            losses.hybrid(parts.parameterization, parts.schedule, coefficient),
-            timesteps.uniform(parts.schedule),
-        )
+        hybrid = losses.hybrid(parts.parameterization, schedule, coefficient)
+        kinds["L_hybrid"] = (hybrid, uniform)
     scales = {
-        name: noise_scale(config, parts, params, source, *kind) for name, kind in kinds.items()
+        name: noise_scale(config, parts, params, source, loss, distribution)
+        for name, (loss, distribution) in kinds.items()
     }
     figure, ax = _axis("gradient noise scale, in examples", "")
     ax.barh(list(scales), list(scales.values()))
@@ -138,9 +142,16 @@ def noise_scale(
 
     At most the number of these examples, which then means "at least": more would be needed to see
     the mean gradient."""
-    loss_fn, size = make_loss_fn(parts.apply_fn, parts.schedule, loss), config.training.batch_size
-    key, rng = jax.random.key(config.seed), np.random.default_rng(config.seed)
-    state = filled(config, params, source, loss_fn, distribution, rng, key)
+    size, key = config.training.batch_size, noise.key(config.seed)
+    rng = np.random.default_rng(config.seed)
+    objective = of_loss(parts.problem._replace(timesteps=distribution), loss)
+
+    def loss_fn(params, keys, batch, t):
+        ones = jnp.ones_like(t, jnp.float32)
+        context = Context(parts.apply_fn, params, 0, keys, t, ones, training=False)
+        return objective.loss(params, (), context, batch)[0]
+
+    state = filled(parts, params, source, loss_fn, distribution, rng, key, size)
 
     @jax.jit
     def gradient(params, state, key, batch):
@@ -156,18 +167,17 @@ def noise_scale(
         total, squares = total + g, squares + np.sum(g**2)
     mean = total / batches
     trace = size * (squares - batches * np.sum(mean**2)) / (batches - 1)
-    signal = np.sum(mean**2) - trace / (
-        size * batches
-    )  # |mean|^2 without its own noise; below 0 where that hides it
+    # |mean|^2 without its own noise; below 0 where that hides it
+    signal = np.sum(mean**2) - trace / (size * batches)
     return float(trace / max(signal, trace / (size * batches)))
 
 
-def filled(config: Config, params, source, loss_fn: Callable, distribution, rng, key):
+def filled(parts: Parts, params, source, loss_fn: Callable, distribution, rng, key, size: int):
     """The state of an adaptive distribution of t whose history is full: ten losses at every t."""
     state = distribution.init()
     if not jax.tree.leaves(state):
         return state
-    num_steps, size = config.diffusion.num_steps, config.training.batch_size
+    num_steps = parts.schedule.num_steps or 0
     rounds = state["losses"].shape[1]
     t = np.tile(np.arange(num_steps), rounds)
     forward, update = jax.jit(loss_fn), jax.jit(distribution.update)
@@ -185,17 +195,16 @@ def figures(config: Config, workdir: pathlib.Path) -> pathlib.Path:
 
     Returns the folder. The numbers behind the latter lie in figures.json.
     """
-    parts, data = build(config), config.data
+    parts = build(config)
     check_table(config, parts)
-    train, held_out = (
-        sources.load(data, data.train_split),
-        sources.load(data, config.likelihood.split),
-    )
+    check_bins(parts)
+    train = load_source(config, config.data.train_split)
+    held_out = load_source(config, config.likelihood.split)
     open_workdir(workdir, config)
     folder = make_folder(workdir / "figures")
     beta_ratio(config, folder)
     alphas_cumprod(folder)
-    forward(config, folder, train)
+    forward(config, parts, folder, train)
     if (workdir / "checkpoints").is_dir():
         params, step = restore_params(config, parts, workdir, config.likelihood.ema)
         numbers = {

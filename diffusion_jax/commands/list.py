@@ -1,45 +1,31 @@
-"""The command `list`: what can be named in a config, and every setting with its default."""
+"""Prints what can be named: the experiments, every entry with its arguments, every setting.
+
+python main.py list
+"""
 
 import ast
 import pathlib
 import re
+from collections.abc import Iterator
+from typing import Any
 
-from diffusion_jax import samplers
-from diffusion_jax.commands import edit
-from diffusion_jax.core import grids, predictions, schedules, timesteps, weightings
-from diffusion_jax.core.process import VARIANCES
-from diffusion_jax.data import folder, images, sources
 from diffusion_jax.devices import hardware
 from diffusion_jax.evaluation import features
-from diffusion_jax.models import unet
-from diffusion_jax.objectives import losses
-from diffusion_jax.runs import build
-from diffusion_jax.runs.config import Config, fields
+from diffusion_jax.runs import editing
+from diffusion_jax.runs.command_line import Given, Needs
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.registries import REGISTRIES
+from diffusion_jax.runs.registry import RUN_GIVES, Registry, Setting, named, settings
+from diffusion_jax.runs.settings import leaves
 
-REGISTRIES = {
-    "data.source": sources.SOURCES,
-    "model.name": unet.MODELS,
-    "diffusion.schedule": schedules.SCHEDULES,
-    "diffusion.prediction": predictions.PREDICTIONS,
-    "diffusion.loss": losses.LOSSES,
-    "diffusion.weighting": weightings.WEIGHTINGS,
-    "diffusion.timesteps": timesteps.TIMESTEPS,
-    "sampling.sampler": samplers.SAMPLERS,
-    "sampling.grid": grids.GRIDS,
-    "editing.task": edit.TASKS,
-    "evaluation.features": features.FEATURES,
-}
-CHOICES = {
-    "data.resize": tuple(images.RESIZES),
-    "data.unreadable": folder.UNREADABLE,
-    "model.dtype": build.DTYPES,
-    "diffusion.norm": tuple(losses.NORMS),
-    "training.optimizer": build.OPTIMIZERS,
-    "training.decay": build.DECAYS,
-    "diffusion.variance": ("fixed_small", "fixed_large"),
-    "sampling.variance": ("model", *VARIANCES),
-    "editing.mask": tuple(edit.MASKS),
-}
+NEEDS = Needs(nothing=True)
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+WIDTH = 100
+
+
+def run(given: Given) -> str:
+    """What `main.py list` prints."""
+    return catalog(EXPERIMENTS)
 
 
 def summary(docstring: str | None) -> str:
@@ -52,21 +38,42 @@ def catalog(folder: pathlib.Path) -> str:
     """The page that `list` prints; folder holds the experiments."""
     lines = ["Experiments (--config):"]
     for path in sorted(folder.glob("*.py")):
-        lines.append(
-            f"  {folder.name}/{path.name:<24} {summary(ast.get_docstring(ast.parse(path.read_text())))}"
-        )
-    for field, registry in REGISTRIES.items():
-        lines += ["", f"--config.{field}"]
-        lines += [f"  {name:<16} {summary(entry.__doc__)}" for name, entry in registry.items()]
-    lines += [""] + [f"--config.{field:<24} {', '.join(names)}" for field, names in CHOICES.items()]
-    lines += [f"--device (of plan){'':<14} {', '.join(hardware.DEVICES)}"]
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        lines.append(f"  {folder.name}/{path.name:<24} {summary(docstring)}")
+    for registry in REGISTRIES.values():
+        lines += ["", f"--config.{registry.path}", *of_registry(registry)]
+    own = {"evaluation.features": features.FEATURES, "editing.task": editing.TASKS}
+    for path, entries in own.items():
+        lines += ["", f"--config.{path}"]
+        lines += [f"  {name:<18} {summary(entry.__doc__)}" for name, entry in entries.items()]
+    lines += ["", f"--config.editing.mask: {', '.join(editing.MASKS)}, or a .png"]
+    lines += [f"--device (of plan): {', '.join(hardware.DEVICES)}"]
     lines += ["", "Settings, with their defaults where no experiment says otherwise:"]
-    lines += [
-        f"  --config.{path + '=' + _text(value):<46} {f.metadata['doc']}"
-        for path, f, value in fields(Config())
-    ]
+    default = Config()
+    for leaf in leaves(default):
+        if leaf.path.count(".") < 2 and not leaf.argument:
+            words = choices(leaf.setting)
+            text = f"--config.{leaf.path}={shown(leaf.value)}"
+            lines.append(f"  {text:<46} {leaf.setting.doc}{words}")
     return "\n".join(lines)
 
 
-def _text(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def of_registry(registry: Registry) -> Iterator[str]:
+    """An entry with its first sentence, and each of its arguments, beneath it."""
+    for name in registry.names():
+        factory = registry.factory(name)
+        yield f"  {name:<18} {summary(factory.__doc__) if factory else 'none'}"
+        for setting in settings(registry, name).values():
+            default = RUN_GIVES if setting.own else shown(setting.default)
+            text = f".{setting.name}={default}"
+            yield f"      {text:<32} {setting.doc}{choices(setting)}"
+
+
+def choices(setting: Setting) -> str:
+    """The words that a setting takes, where it takes but a few."""
+    few = isinstance(setting.kind, tuple) and isinstance(setting.kind[0], str)
+    return f" ({named(setting.kind)})" if few else ""
+
+
+def shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -1,7 +1,9 @@
-"""The command `train`: the training loop, in the order of time."""
+"""Trains a model, or goes on where its run stopped: the training loop, in the order of time.
+
+python main.py [train] --workdir DIR --config experiments/NAME.py
+"""
 
 import contextlib
-import os
 import pathlib
 import signal
 from collections.abc import Callable
@@ -11,19 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.commands import sample as generate
-from diffusion_jax.commands.evaluate import make_score
-from diffusion_jax.core import timesteps
+from diffusion_jax.core import noise
 from diffusion_jax.core.errors import Interrupted, UserError
 from diffusion_jax.core.files import writing
-from diffusion_jax.data import pipeline, sources
-from diffusion_jax.devices.parallel import (
-    KINDS,
+from diffusion_jax.data import pipeline
+from diffusion_jax.devices import cpu
+from diffusion_jax.devices.parallel import check_batch, initial, layout, make_take_steps
+from diffusion_jax.devices.processes import (
     agreed,
-    check_batch,
-    initial,
-    layout,
-    make_take_steps,
     preempted,
     primary,
     process,
@@ -32,16 +29,35 @@ from diffusion_jax.devices.parallel import (
     wait_for_all,
 )
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs import plots
-from diffusion_jax.runs.build import Parts, build, check_trains, make_step
-from diffusion_jax.runs.config import Config, choose
-from diffusion_jax.runs.draw import make_generate
-from diffusion_jax.training.checkpoint import Checkpoints, check_step, open_workdir
+from diffusion_jax.runs import draw, folders, plots
+from diffusion_jax.runs.build import (
+    Parts,
+    build,
+    check_together,
+    held_out_times,
+    load_source,
+    parameters,
+    table_betas,
+)
+from diffusion_jax.runs.command_line import Given
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.open import params_of, weak_params
+from diffusion_jax.runs.score import make_score
+from diffusion_jax.runs.settings import check, copy
+from diffusion_jax.runs.workdir import check_step, lock, open_workdir
+from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.profiling import Profile
+from diffusion_jax.training.signals import Signals
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.training.step import make_loss_fn
+from diffusion_jax.training.step import make_train_step
+
+
+def run(given: Given) -> str:
+    """What `main.py train` does with its flags."""
+    train(given.config, given.workdir)
+    return ""
 
 
 class Run(NamedTuple):
@@ -53,7 +69,7 @@ class Run(NamedTuple):
     key: jax.Array
     batches: Any  # grain's iterator
     take_steps: Callable  # (state, key, batches) -> (state, metrics)
-    evaluate: Callable  # params -> held-out loss
+    evaluate: Callable  # (params, aux) -> held-out loss
     draw: Callable  # (params, index) -> samples
     score: Callable  # (draw, params) -> FID and its kin, by name
     checkpoints: Checkpoints
@@ -68,7 +84,7 @@ def train(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     workdir cannot be written, Interrupted after SIGTERM or Ctrl-C, all with the last checkpoint
     whole."""
     start()
-    with together(), writing(workdir):
+    with together(), writing(workdir), lock(workdir):
         return take_all_steps(*begin(config, workdir))
 
 
@@ -130,57 +146,59 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
                 if draws or last:
                     draw_picture(run, state)
                 if scores:
-                    run.log.write(
-                        step,
-                        run.score(
-                            run.draw, state.ema_params if config.sampling.ema else state.params
-                        ),
-                    )
-                if (
-                    saves or stops
-                ):  # last, so that a run resumed from here lacks nothing of this step
+                    drawn_by = parameters(state, config.sampling.ema)
+                    run.log.write(step, run.score(run.draw, drawn_by))
+                if saves or stops:  # last: a run resumed from here lacks nothing of this step
                     save(run, state, wait=last or bool(stops))
                 if stops:
                     run.log.say(
                         f"stopped and saved at step {step}; the same command goes on from here"
                     )
                     raise Interrupted(stops)
-        return finish(run, state)
+        return finish(run, state, drawn=first < settings.num_steps)
 
 
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad
     input leaves no trace."""
-    settings, parts = config.training, build(config)
-    check_trains(config)
-    lay = layout(choose(KINDS, settings.parallel, "training.parallel"), settings.fsdp)
+    settings, data = config.training, config.data
+    config, source = with_range(config)
+    parts = build(config)
+    lay = layout(settings.parallel, settings.fsdp)
     check_batch(settings.batch_size, settings.accumulation_steps)
-    data = config.data
-    source = sources.load(data, data.train_split)
     number, processes = process()
+    flipped = parts.modality.entry if data.flip else ""
     batches = pipeline.training_batches(
-        source, settings.batch_size, config.seed, data.flip, number, processes
+        source, settings.batch_size, config.seed, flipped, number, processes
     )
-    loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss)
-    if settings.eval_every:  # with all labels, and the images as they are
-        held_out = sources.load(data, data.eval_split)
-        # the same for all runs of an objective: uniform, unless the distribution of t is part of
-        # the objective
-        own = config.diffusion.timesteps in timesteps.OBJECTIVES
-        distribution = parts.timesteps if own else timesteps.uniform(parts.schedule)
+    if settings.eval_every:
+        held_out = load_source(config, data.eval_split)
         evaluate = make_evaluate(
-            loss_fn,
-            distribution,
+            parts.objective,
+            parts.apply_fn,
+            held_out_times(config, parts),
             held_out,
             settings.eval_examples,
             settings.batch_size,
             config.seed,
         )
     else:
-        evaluate = lambda params: float("nan")
-    step_fn = make_step(config, parts, lay)
-    draw = make_generate(config, parts, weak=generate.weak_params(config))
-    score = make_score(config) if config.evaluation.every else lambda draw, params: {}
+        evaluate = lambda state: float("nan")
+    step_fn = make_train_step(
+        parts.objective,
+        parts.apply_fn,
+        parts.optimizer,
+        parts.ema,
+        parts.learning_rate,
+        accumulation=settings.accumulation_steps,
+        unroll=cpu.unroll(),
+        **lay.options(),
+    )
+    generate = draw.make_generate(config, parts, weak=weak_params(config, parts))
+    score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
+    first = None
+    if settings.init and not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
+        first = params_of(config, parts, settings.init, "training.init")
 
     if primary():
         open_workdir(workdir, config)
@@ -188,51 +206,62 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     checkpoints = Checkpoints(workdir, settings.keep_checkpoints, settings.keep_every)
     with contextlib.ExitStack() as opened:
         opened.callback(checkpoints.close)
-        init_key, key = jax.random.split(jax.random.key(config.seed))
+        init_key, key = jax.random.split(noise.key(config.seed))
         where = lay.state(jax.eval_shape(parts.init_state, init_key))
         if agreed(checkpoints.latest() is None):
             state = initial(parts.init_state, init_key, where)
+            if first is not None:
+                begun = parts.state_of(first, init_key)
+                state = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), begun, state)
         else:
             state, extra = checkpoints.restore(where)
-            check_step(
-                workdir, int(state.step), config
-            )  # which is not the newest one's where that is damaged
-            key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32))
+            # which is not the newest one's where that is damaged
+            check_step(workdir, int(state.step), config)
+            key = jax.random.wrap_key_data(
+                jnp.asarray(extra["key"], jnp.uint32), impl=noise.IMPLEMENTATION
+            )
             if "data" in extra:  # a run made of imported weights has read none yet
                 batches.set_state(extra["data"])
         step = int(state.step)
-        log = RunLog(workdir, step, settings.num_steps, settings.batch_size, silent=not primary())
+        silent = not primary()
+        log = RunLog(workdir, step, settings.num_steps, settings.batch_size, silent=silent)
         opened.callback(log.close)
         if primary():
             for folder in ("samples", "plots"):
                 (workdir / folder).mkdir(exist_ok=True)
-            plots.schedule(
-                workdir / "plots" / "schedule.png",
-                parts.schedule,
-                parts.betas,
-                config.diffusion.schedule,
-            )
-        parameters = sum(a.size for a in jax.tree.leaves(state.params))
-        log.say(
-            f"{workdir}: {f'resuming at step {step}' if step else 'starting'}, {parameters:,} parameters, {lay}"
-        )
+            path, title = workdir / "plots" / "schedule.png", config.diffusion.schedule.entry
+            plots.schedule(path, parts.schedule, table_betas(config), title)
+        count = sum(a.size for a in jax.tree.leaves(state.params))
+        still = sum(a.size for a in jax.tree.leaves(state.frozen))
+        begins = f"resuming at step {step}" if step else "starting"
+        frozen = f" and {still:,} frozen ones" if still else ""
+        log.say(f"{workdir}: {begins}, {count:,} parameters{frozen}, {lay}")
+        if first is not None and not step:
+            log.say(f"note: it starts from the averaged parameters of {settings.init}")
         for note in (*checkpoints.notes, *getattr(source, "notes", ())):
             log.say(f"note: {note}")
         take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
         opened.pop_all()  # from here on take_all_steps closes them
-        return Run(
-            config,
-            workdir,
-            parts,
-            key,
-            batches,
-            take_steps,
-            evaluate,
-            draw,
-            score,
-            checkpoints,
-            log,
-        ), state
+        return (
+            Run(
+                config, workdir, parts, key, batches, take_steps, evaluate, generate, score,
+                checkpoints, log,
+            ),
+            state,
+        )  # fmt: skip
+
+
+def with_range(config: Config) -> tuple[Config, Any]:
+    """(the config, its training data); where these are floats and no range is set, the config has
+    that of the data, which is kept with the run."""
+    check(config)
+    check_together(config)
+    source = load_source(config, config.data.train_split)
+    own = getattr(source, "range", None)
+    if own is not None and not config.data.source.range:
+        config = copy(config)
+        config.data.source.range = tuple(map(float, own))
+    return config, source
 
 
 def record(run: Run, step: int, metrics) -> None:
@@ -261,7 +290,7 @@ def record(run: Run, step: int, metrics) -> None:
 
 def evaluate(run: Run, state: TrainState) -> None:
     """Logs the held-out loss of the averaged parameters; UserError where it is not finite."""
-    loss = run.evaluate(state.ema_params)
+    loss = run.evaluate(parameters(state, ema=True), state.aux)
     if not np.isfinite(loss):
         raise UserError(
             f"step {int(state.step)}: the held-out loss of the averaged parameters is {loss}"
@@ -280,51 +309,27 @@ def picture_path(run: Run, state: TrainState) -> pathlib.Path:
 
 
 def draw_picture(run: Run, state: TrainState) -> None:
-    """A grid of samples from the EMA, or raw, parameters, and the curves so far."""
-    count = min(run.config.sampling.num, 100)
-    params = state.ema_params if run.config.sampling.ema else state.params
-    images = generate.draw(run.draw, params, count, run.config.sampling.batch_size)
+    """A picture of samples from the EMA, or raw, parameters, and the curves so far."""
+    sampling = run.config.sampling
+    count = min(sampling.num, 100)
+    x0 = draw.draw(run.draw, parameters(state, sampling.ema), count, sampling.batch_size)
     if not primary():
         return
-    picture = generate.grid(run.config, images)
-    pictures.save(picture_path(run, state), picture)
-    run.log.picture("samples", picture, int(state.step))
+    picture = folders.preview(run.config, run.parts, folders.decoded(run.parts, x0))
+    if picture is not None:
+        pictures.save(picture_path(run, state), picture)
+        run.log.picture("samples", picture, int(state.step))
     plots.losses(run.workdir / "plots" / "losses.png", read_metrics(run.workdir))
 
 
-def finish(run: Run, state: TrainState) -> pathlib.Path:
+def finish(run: Run, state: TrainState, drawn: bool) -> pathlib.Path:
+    """Says that the run is complete. drawn: whether its last samples were, in this process."""
+    path = picture_path(run, state)
     wait_for_all("finish")
-    if not agreed(
-        picture_path(run, state).exists()
-    ):  # the run was complete, but stopped before its picture
+    # complete before this process began, but perhaps stopped before its picture
+    if not drawn and not agreed(path.exists()):
         draw_picture(run, state)
     run.log.bar.close()
-    run.log.say(f"trained to step {int(state.step)}; samples: {picture_path(run, state)}")
-    return picture_path(run, state)
-
-
-class Signals:
-    """Within it, SIGTERM and Ctrl-C set `number` instead of ending the program; a second one ends
-    it."""
-
-    number = 0
-
-    def __enter__(self):
-        alone = (
-            process()[1] == 1
-        )  # else JAX listens to SIGTERM, and `preempted` tells all processes alike
-
-        def handler(number, frame):
-            if alone:
-                self.number = number
-            else:
-                os.kill(os.getpid(), signal.SIGTERM)
-            signal.signal(number, self.before[number])
-
-        numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
-        self.before = {number: signal.signal(number, handler) for number in numbers}
-        return self
-
-    def __exit__(self, *exception):
-        for number, before in self.before.items():
-            signal.signal(number, before)
+    samples = f"; samples: {path}" if path.exists() else ""  # of some data there is no picture
+    run.log.say(f"trained to step {int(state.step)}{samples}")
+    return path

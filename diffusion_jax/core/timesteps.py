@@ -88,7 +88,7 @@ def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0
 
     def init():
         return {
-            "losses": jnp.zeros((num_steps, history)),
+            "losses": jnp.zeros((num_steps, history), jnp.float32),
             "counts": jnp.zeros((num_steps,), jnp.int32),
         }
 
@@ -108,7 +108,7 @@ def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0
         column = jnp.where(column >= 0, column, history)  # pushed out by later ones: dropped
         moved = jnp.take_along_axis(rows, source, axis=1)
         return {
-            "losses": moved.at[t, column].set(losses, mode="drop"),
+            "losses": moved.at[t, column].set(losses.astype(moved.dtype), mode="drop"),
             "counts": jnp.minimum(total, history),
         }
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, NewType
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 Array = jax.Array | np.ndarray
 PyTree = Any
@@ -15,6 +16,9 @@ Batch = Mapping[str, Any]
 
 Cond = Mapping[str, PyTree]
 """What a network is told beside x and t, by name: {"label": int32 [B], ...}; {} for nothing."""
+
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+"""Of the reverse process: see `process.reverse_log_variance`."""
 
 Shape = NewType("Shape", tuple)
 """The shape of one example of x0, without the batch's axis."""
@@ -71,7 +75,7 @@ class Level(NamedTuple):
 
 def is_known_zero(a: Any) -> bool:
     """Whether any of the numbers is 0, where they are known on the host: traced ones are not."""
-    return not isinstance(a, jax.core.Tracer) and bool(np.any(np.asarray(a) == 0.0))
+    return not isinstance(a, core.Tracer) and bool(np.any(np.asarray(a) == 0.0))
 
 
 CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)
@@ -122,9 +126,6 @@ ApplyFn = Callable[..., jax.Array]
 
 Weighting = Callable[[Level], Any]
 """level -> the weight of ||x0 - predicted x0||^2, of the level's shape."""
-
-Variance = Literal["fixed_small", "fixed_large", "learned_range"]
-"""Which variance a reverse step has: see `process.reverse_log_variance`."""
 
 Loss = Callable[..., jax.Array]
 """(network, x0 [B, ...], eps [B, ...], level [B], cond) -> losses [B]; network is (x_in, t_in,

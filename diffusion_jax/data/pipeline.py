@@ -9,23 +9,31 @@ ENDLESS = 2**60  # examples
 
 
 class Flip(grain.transforms.RandomMap):
-    """Mirrors half of the images."""
+    """Mirrors half of the images [H, W, C], of any type, that an entry of the examples holds."""
+
+    def __init__(self, entry: str):
+        self.entry = entry
 
     def random_map(self, element, rng: np.random.Generator):
-        return {**element, "image": element["image"][:, ::-1]} if rng.random() < 0.5 else element
+        image = element.get(self.entry)
+        if np.ndim(image) != 3:
+            raise UserError(f"config.data.flip mirrors images, which {self.entry!r} holds none of")
+        return {**element, self.entry: image[:, ::-1]} if rng.random() < 0.5 else element
 
 
 def training_batches(
     source,
     batch_size: int,
     seed: int,
-    flip: bool = False,
+    flip: str = "",
     process: int = 0,
     processes: int = 1,
     epochs: int | None = None,
 ):
-    """An iterator of batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, newly shuffled
-    every epoch; None is endless.
+    """An iterator of batches, what a source yields, stacked: {"image": uint8 [B, H, W, C],
+    "label": int32 [B]}. They are newly shuffled every epoch; None is endless.
+
+    flip: the entry whose images are mirrored, half of them; none where it is empty.
 
     There is one stream of examples, epoch after epoch, cut into batches of batch_size; a batch may
     end one epoch and begin the next. Process p takes the p-th of `processes` equal parts of every
@@ -40,7 +48,7 @@ def training_batches(
     share = batch_size // processes
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
     stream = (
-        stream.random_map(Flip()) if flip else stream
+        stream.random_map(Flip(flip)) if flip else stream
     )  # before the parts: a flip is the example's, not the process's
     length = ENDLESS if epochs is None else own_length(len(stream), batch_size, process, processes)
     number = lambda i: i // share * batch_size + process * share + i % share

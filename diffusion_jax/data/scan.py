@@ -1,7 +1,6 @@
 """Every image file decoded once: its size or its fault is remembered, on request its pixels, too.
 
-What is remembered lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/data/<hash of the files'
-names, sizes and times>."""
+What is remembered lies in the cache's data/<hash of the files' names, sizes and times>."""
 
 import contextlib
 import hashlib
@@ -17,10 +16,11 @@ import numpy as np
 import tqdm
 from PIL import UnidentifiedImageError
 
+from diffusion_jax.core.caches import cache_folder
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import images
 
-VERSION = 1  # of what is remembered; another decoder or another way to resize is another version
+VERSION = 2  # of what is remembered; another decoder or another way to resize is another version
 CHUNK = 1024  # files under way at a time
 
 
@@ -30,14 +30,6 @@ class Scan(NamedTuple):
     sizes: np.ndarray  # int [N, 2], height and width, upright; 0 where the file cannot be read
     faults: dict[int, str]  # number of a file that cannot be read -> why
     pixels: np.ndarray | None  # uint8 [N, H, W, C], memory-mapped
-
-
-def memory(kind: str = "data") -> pathlib.Path:
-    return (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        / "diffusion_jax"
-        / kind
-    )
 
 
 def fingerprint(root: pathlib.Path, names: Sequence[str], stats: Sequence[os.stat_result]) -> str:
@@ -60,7 +52,7 @@ def scan(
 
     Raises UserError where the pixels cannot be kept, and where `resize` is none and a size does not
     match."""
-    folder = memory() / fingerprint(root, names, stats)
+    folder = cache_folder("data") / fingerprint(root, names, stats)
     index, store = folder / "index.json", folder / f"{'x'.join(map(str, shape))}-{resize}.npy"
     known, pixels = (
         read_index(index, len(names)),
@@ -77,8 +69,9 @@ def scan(
                 check_sizes(names, known.sizes, shape, resize)
             pixels = read_pixels(store, (len(names), *shape)) if keep else None
         except OSError as error:
+            cause = error.strerror or error
             raise UserError(
-                f"data.cache=true, but {folder} cannot be written: {error.strerror or error}"
+                f"config.data.source.cache=true, but {folder} cannot be written: {cause}"
             ) from None
     check_sizes(names, known.sizes, shape, resize)
     return known._replace(pixels=pixels)
@@ -178,14 +171,15 @@ def reason(error: Exception) -> str:
 def check_sizes(
     names: Sequence[str], sizes: np.ndarray, shape: tuple[int, ...], resize: str
 ) -> None:
-    """Raises UserError where images stay as they are and one has another size than data.shape
-    says."""
+    """Raises UserError where images stay as they are and one has another size than
+    config.data.shape says."""
     wrong = np.flatnonzero(((sizes != shape[:2]) & (sizes > 0)).any(1))
     if resize == "none" and len(wrong):
         (h, w), name = sizes[wrong[0]], shown(names[int(wrong[0])])
         raise UserError(
-            f"{len(wrong)} of {len(names)} images are not {shape[0]} x {shape[1]}, as data.shape says, such as {name} "
-            f"({h} x {w}); data.resize=center_crop makes them so"
+            f"{len(wrong)} of {len(names)} images are not {shape[0]} x {shape[1]}, as "
+            f"config.data.shape says, such as {name} ({h} x {w}); "
+            "config.data.source.resize=center_crop makes them so"
         )
 
 

@@ -1,52 +1,26 @@
-"""Data sources: anything with `__len__` and `__getitem__`, whose examples are {"image": uint8 [H,
-W, C], "label": int}.
+"""Data sources: anything with `__len__` and `__getitem__`, whose examples are name -> array.
 
-`num_classes` is the number of labels that occur, 0 where there are none. A source that knows more
-of itself says so: its `labels` [N], `class_names`, `sizes` [N, 2], `splits` (name -> examples),
-`faults` (file -> why it is left out), `notes` and a `fingerprint`, text that is another where the
-images are others.
+The usual names are "image", uint8 [H, W, C] or float32 with a `range`, and "label", an int; a
+source may yield any others. `num_classes` is the number of labels that occur, 0 where there are
+none. A source that knows more of itself says so: `range`, the (least, largest) value of its float
+images, None for bytes; its `labels` [N], `class_names`, `sizes` [N, 2], `splits` (name ->
+examples), `faults` (file -> why it is left out), `notes` and a `fingerprint`, text that is another
+where the examples are others.
 
-A factory is called with the split and with those settings of config.data that it names among its
-parameters."""
+A factory of SOURCES takes the split first; a `Declared` is given by the run, and all else is a
+setting."""
 
-import inspect
 import logging
 import os
-import pathlib
-import zipfile
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from diffusion_jax.core.errors import UserError, nearest
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.settings import FREE
+from diffusion_jax.data.arrays import Arrays, arrays
 from diffusion_jax.data.folder import folder
-
-
-class Arrays:
-    """A source of images uint8 [N, H, W, C] and labels [N] in memory or in a mapped file; chosen:
-    the numbers of its own."""
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray | None,
-        chosen: np.ndarray | None = None,
-        fingerprint: str = "",
-    ):
-        self.fingerprint = fingerprint
-        self.images, self.chosen = images, np.arange(len(images)) if chosen is None else chosen
-        self.num_classes = 0 if labels is None else int(labels.max(initial=0)) + 1
-        self.labels = (
-            np.zeros(len(self.chosen), np.int32)
-            if labels is None
-            else labels[self.chosen].astype(np.int32)
-        )
-
-    def __len__(self):
-        return len(self.chosen)
-
-    def __getitem__(self, i):
-        return {"image": np.asarray(self.images[self.chosen[i]]), "label": self.labels[i]}
+from diffusion_jax.data.spec import Declared, spec_of
 
 
 def digits(split: str) -> Arrays:
@@ -65,65 +39,10 @@ def digits(split: str) -> Arrays:
     return Arrays(images[chosen], target[chosen].astype(np.int32))
 
 
-def arrays(split: str, folder: str) -> Arrays:
-    """The images of a NumPy file, data.folder=FILE: an .npz with `images` and perhaps `labels`, or
-    an .npy, which is mapped.
-
-    The images are uint8 [N, H, W, C] or [N, H, W], of data.shape already, and the labels whole
-    numbers from 0. An .npz without these names is taken by its order, as ADM writes it: arr_0 and
-    arr_1. Every twentieth image is "test", the others are "train"; "all" is all of it."""
-    path = pathlib.Path(folder).expanduser()
-    try:
-        opened = np.load(path, mmap_mode="r")
-        if isinstance(opened, np.ndarray):
-            images, labels = opened, None
-        else:
-            with opened:
-                names = opened.files
-                image = (
-                    "images"
-                    if "images" in names
-                    else next((name for name in names if name != "labels"), "images")
-                )
-                label = next(
-                    (name for name in ("labels", "arr_1") if name in names and name != image), None
-                )
-                images, labels = opened[image], opened[label] if label else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        cause = (
-            isinstance(error, OSError) and error.strerror
-        ) or f"it must be .npz or .npy ({error})"
-        raise UserError(f"config.data.folder={folder} holds no arrays: {cause}") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise UserError(
-            f"the images of {path} must be uint8 [N, H, W, C] or [N, H, W], not {images.dtype} {images.shape}"
-        )
-    if labels is not None:
-        labels = labels.reshape(len(labels), -1)[:, 0] if labels.size == len(images) else labels
-        if (
-            labels.shape != images.shape[:1]
-            or labels.dtype.kind not in "iu"
-            or labels.min(initial=0) < 0
-        ):
-            raise UserError(
-                f"the labels of {path} must be {len(images)} whole numbers from 0, not {labels.dtype} {labels.shape}"
-            )
-    held_out = np.arange(len(images)) % 20 == 0
-    parts = {"all": np.ones_like(held_out), "train": ~held_out, "test": held_out}
-    if split not in parts:
-        raise UserError(f"{path} has the splits {', '.join(parts)}, not {split!r}")
-    images = images if images.ndim == 4 else images[..., None]
-    stat = path.stat()
-    return Arrays(
-        images,
-        labels,
-        np.flatnonzero(parts[split]),
-        f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}",
-    )
-
-
 class Tfds:
     """A source over a `tfds.data_source`, read without TensorFlow."""
+
+    range = None  # of floats; these are bytes
 
     def __init__(self, examples, class_names: list[str], splits: dict[str, int]):
         self.examples, self.class_names, self.splits = examples, class_names, splits
@@ -142,12 +61,19 @@ class Tfds:
         }
 
 
-def tfds(split: str, name: str, folder: str = "") -> Tfds:
-    """An image data set of TensorFlow Datasets, such as "cifar10" or "cifar10:3.0.2", prepared as
-    ArrayRecord in `folder`.
+def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
+    """An image data set of TensorFlow Datasets, prepared as ArrayRecord.
 
-    An empty folder means TFDS_DATA_DIR, else tfds's own default. Where the data set is not prepared
-    yet, tfds downloads and prepares it, which needs a network and TensorFlow."""
+    Where it is not prepared yet, tfds downloads and prepares it, which needs a network and
+    TensorFlow.
+
+    Args:
+      name: the data set, as in cifar10 or cifar10:3.0.2.
+      folder: where it is prepared; empty for TFDS_DATA_DIR, else tfds's own default.
+    """
+    if not name:
+        setting = "config.data.source.name"
+        raise UserError(f"{setting} is empty; it is the data set, as in --{setting}=cifar10:3.0.2")
     import tensorflow_datasets
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # it recommends OpenCV, at every start
@@ -179,52 +105,37 @@ def prepare(builder, folder: str) -> None:
     except Exception as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{builder.info.full_name} is not prepared as ArrayRecord in {folder or 'the default folder of tfds'}, and tfds "
-            f"could not prepare it ({cause}); it needs a network and, in this checkout: pip install -e '.[tfds-prepare]'"
+            f"{builder.info.full_name} is not prepared as ArrayRecord in "
+            f"{folder or 'the default folder of tfds'}, and tfds could not prepare it ({cause}); "
+            "it needs a network and, in this checkout: pip install -e '.[tfds-prepare]'"
         ) from error
 
 
 SOURCES = {"digits": digits, "tfds": tfds, "folder": folder, "arrays": arrays}
 
 
-def load(settings: Any, split: str):
-    """The source of config.data, held against the shape and number of classes that it declares;
-    else UserError."""
-    source = make(settings, split)
-    check(source, settings, split)
-    return source
+def check(source, declared: Declared, split: str, called: str, entry: str = "image") -> None:
+    """Raises UserError where a source is not what is declared.
 
-
-def make(settings: Any, split: str):
-    """The source that `settings` (config.data) names, as it is."""
-    if settings.source not in SOURCES:
-        raise UserError(
-            f"unknown data source {settings.source!r}; {nearest(settings.source, SOURCES)}"
-        )
-    factory = SOURCES[settings.source]
-    taken = [name for name in inspect.signature(factory).parameters if name != "split"]
-    return factory(split, **{name: getattr(settings, name) for name in taken})
-
-
-def check(source, settings: Any, split: str) -> None:
-    """Raises UserError where a source is not what `settings` says."""
-    called, shape, num_classes = (
-        settings.name or settings.folder or settings.source,
-        settings.shape,
-        settings.num_classes,
-    )
+    called: the name of the data in messages. entry: the name of what the diffusion models.
+    """
     if len(source) == 0:
         raise UserError(f"the split {split!r} of {called} is empty")
-    example = source[0]
-    if "image" not in example or example["image"].dtype != np.uint8:
-        raise UserError(f"{called} has no 8-bit images, which training takes")
-    if example["image"].shape != tuple(shape):
+    spec, wanted = spec_of(source), tuple(declared.shape)
+    if entry not in spec:
+        raise UserError(f"{called} has no {entry!r}, only {', '.join(spec) or 'nothing'}")
+    shape, dtype = spec[entry]
+    floats = dtype == np.float32 and getattr(source, "range", None) is not None
+    if entry == "image" and dtype != np.uint8 and not floats:
+        raise UserError(f"{called} has images of {dtype}; they must be of 8 bits")
+    if entry != "image" and dtype != np.dtype(declared.dtype):
+        raise UserError(f"{called} has {entry!r} of {dtype}; they must be of {declared.dtype}")
+    if shape != wanted:
+        what = "images" if entry == "image" else f"{entry!r}"
+        raise UserError(f"{called} has {what} of shape {shape}, but config.data.shape is {wanted}")
+    # a label out of range would be clamped in silence
+    if declared.num_classes and source.num_classes != declared.num_classes:
         raise UserError(
-            f"{called} has images of shape {example['image'].shape}, but data.shape is {tuple(shape)}"
-        )
-    if (
-        num_classes and source.num_classes != num_classes
-    ):  # a label out of range would be clamped in silence
-        raise UserError(
-            f"{called} has {source.num_classes} classes, but data.num_classes is {num_classes}"
+            f"{called} has {source.num_classes} classes, "
+            f"but config.data.num_classes is {declared.num_classes}"
         )

@@ -62,7 +62,7 @@ def _tuned() -> bool:
     return YNNPACK in os.environ.get("XLA_FLAGS", "") and jax.default_backend() == "cpu"
 
 
-def unroll(length: int) -> int:
-    """Of loops round gradients: all of it on the CPU, where XLA runs a convolution's gradient 70
+def unroll() -> bool:
+    """Whether loops round gradients are written out: XLA's CPU runs a convolution's gradient 70
     times slower in a loop."""
-    return length if jax.default_backend() == "cpu" else 1
+    return jax.default_backend() == "cpu"

@@ -1,8 +1,7 @@
 """Sets of images that others are compared with: a split of the run's data, a folder, a file; their
 statistics are kept.
 
-What was computed of a set lies in $XDG_CACHE_HOME or ~/.cache, in diffusion_jax/features/<set,
-features, hash of both>."""
+What was computed of a set lies in the cache's features/<set, features, hash of both>."""
 
 import dataclasses
 import hashlib
@@ -13,17 +12,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.core.caches import cache_folder
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import folder, pipeline, scan, sources
-from diffusion_jax.devices.parallel import agreed, primary
+from diffusion_jax.data import pipeline
+from diffusion_jax.data.arrays import arrays
+from diffusion_jax.data.folder import folder
+from diffusion_jax.data.spec import Declared
+from diffusion_jax.devices.processes import agreed, primary
 from diffusion_jax.evaluation import frechet
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.features import Features
 from diffusion_jax.evaluation.frechet import Statistics
-from diffusion_jax.runs.config import Data
 
 PROBED = 1000  # images at most whose pixels are part of a set's fingerprint
 ROWS = 10_000  # of features, drawn at random, that are kept of a reference
+
+
+class RunData(NamedTuple):
+    """The data of a run, whose splits can be named, and how its folders are read.
+
+    shape: of its images, to which those of a folder are brought; empty where no run is meant.
+    called: their name. load: split -> source. resize: how a folder's images get the shape, None
+    where the data are no folder's. unreadable: what happens to files that cannot be read.
+    """
+
+    shape: tuple[int, ...]
+    called: str
+    load: Callable[[str], Any]
+    resize: str | None = None
+    unreadable: str = "fail"
 
 
 class ImageSet(NamedTuple):
@@ -50,31 +67,26 @@ def check_width(width: int, reference: Reference) -> None:
     """Raises UserError where features of that width cannot be compared with the reference's."""
     if width != len(reference.statistics.mean):
         raise UserError(
-            f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}"
+            f"the reference has {len(reference.statistics.mean)} features an image, the samples "
+            f"have {width}"
         )
 
 
-def image_set(name: str, data: Data) -> ImageSet:
+def image_set(name: str, data: RunData) -> ImageSet:
     """The images of a folder, of an .npz or .npy, or of a split of `data`, whichever `name` is.
 
     A folder's images get data.shape, and where that is empty they stay as they are, all of one
     size. UserError."""
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
-        shape, resize = (
-            (data.shape, data.resize) if data.shape else (own_shape(path, data.unreadable), "none")
-        )
-        source = folder.folder(
-            "all", str(path), shape, labels="none", resize=resize, unreadable=data.unreadable
-        )
-        record = {
-            "images": path.resolve().name,
-            "split": "all",
-            "shape": list(shape),
-            "resize": resize,
-        }
+        shape, resize = tuple(data.shape), data.resize or "center_crop"
+        if not shape:
+            shape, resize = own_shape(path, data.unreadable), "none"
+        source = of_folder(path, shape, resize, data.unreadable)
+        record = {"images": path.resolve().name, "split": "all", "shape": list(shape)}
+        record |= {"resize": resize}
     elif path.is_file():
-        source = sources.arrays("all", str(path))
+        source = arrays("all", str(path))
         if len(source) == 0:
             raise UserError(f"{path} holds no images: its array is empty")
         record = {"images": path.name, "split": "all", "shape": list(source[0]["image"].shape)}
@@ -82,27 +94,26 @@ def image_set(name: str, data: Data) -> ImageSet:
         splits = ", nor a split of the run's data" if data.shape else ""
         raise UserError(f"{name} is no folder and no .npz or .npy file of images{splits}")
     else:
-        source = sources.load(data, name)
-        record = {
-            "images": data.name or pathlib.Path(data.folder).name or data.source,
-            "split": name,
-        }
-        record |= {"shape": list(data.shape)} | (
-            {"resize": data.resize} if data.source == "folder" else {}
-        )
+        source = data.load(name)
+        record = {"images": data.called, "split": name, "shape": list(data.shape)}
+        record |= {"resize": data.resize} if data.resize else {}
     return ImageSet(source, record | {"count": len(source), "fingerprint": fingerprint(source)})
+
+
+def of_folder(path: pathlib.Path, shape: tuple[int, ...], resize: Any, unreadable: Any):
+    """All images of a folder, without labels."""
+    declared = Declared(shape, 0)
+    return folder("all", declared, str(path), labels="none", resize=resize, unreadable=unreadable)
 
 
 def own_shape(path: pathlib.Path, unreadable: str) -> tuple[int, int, int]:
     """The one size of a folder's images, in colour; UserError where there are several."""
-    sizes = np.unique(
-        folder.folder("all", str(path), (1, 1, 3), labels="none", unreadable=unreadable).sizes,
-        axis=0,
-    )
+    sizes = np.unique(of_folder(path, (1, 1, 3), "center_crop", unreadable).sizes, axis=0)
     if len(sizes) > 1:
         raise UserError(
-            f"the images in {path} have {len(sizes)} sizes, from {sizes[0, 0]} x {sizes[0, 1]} to {sizes[-1, 0]} x "
-            f"{sizes[-1, 1]}; --config.data.shape=64,64,3 says to which they are to be cropped and shrunk"
+            f"the images in {path} have {len(sizes)} sizes, from {sizes[0, 0]} x {sizes[0, 1]} to "
+            f"{sizes[-1, 0]} x {sizes[-1, 1]}; --config.data.shape=64,64,3 says to which they are "
+            "to be cropped and shrunk"
         )
     return (*map(int, sizes[0]), 3)  # pyright: ignore
 
@@ -119,7 +130,7 @@ def place(images: ImageSet, features: Features) -> pathlib.Path:
     """The folder of what is computed of the set."""
     record = images.record | features.record
     called = f"{record['images']}-{record['split']}-{record['count']}-{features.name}-{key(record)}"
-    return scan.memory("features") / re.sub(r"[^\w.-]+", "_", called)
+    return cache_folder("features") / re.sub(r"[^\w.-]+", "_", called)
 
 
 def extracted(images: ImageSet, features: Features) -> Extracted:
@@ -130,7 +141,7 @@ def extracted(images: ImageSet, features: Features) -> Extracted:
 
 
 def reference(
-    name: str, data: Data, features: Features, batch_size: int, say: Callable = print
+    name: str, data: RunData, features: Features, batch_size: int, say: Callable = print
 ) -> Reference:
     """The reference of that name: an image set's, computed once, or a file of statistics (ours, or
     `mu` and `sigma`).

@@ -15,6 +15,16 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.clip(np.round((np.asarray(images) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
+def shown(data: np.ndarray, range: tuple[float, float] | None = None) -> np.ndarray:
+    """uint8 of images: their bytes, or floats from black at the least to white at the largest value
+    of a range, clipped. Without a range it is that of the data."""
+    data = np.asarray(data)
+    if data.dtype == np.uint8:
+        return data
+    low, high = range or (float(data.min(initial=np.inf)), float(data.max(initial=-np.inf)))
+    return to_uint8((data - low) * (2.0 / ((high - low) or 1.0)) - 1.0)
+
+
 def tile(images: np.ndarray, rows: int, pad: int = 1) -> np.ndarray:
     """uint8 [N, H, W, C] -> one picture uint8 [., ., 1 or 3] of `rows` rows; image i is in row i %
     rows, so that with labels in turn every class has its row. Missing ones are left dark; colours
@@ -29,6 +39,14 @@ def tile(images: np.ndarray, rows: int, pad: int = 1) -> np.ndarray:
         y, x = pad + (i % rows) * (h + pad), pad + (i // rows) * (w + pad)
         canvas[y : y + h, x : x + w] = image
     return canvas
+
+
+def tile_by_rows(images: np.ndarray, columns: int, pad: int = 1) -> np.ndarray:
+    """As `tile`, in reading order: image i is in row i // columns."""
+    rows = -(-len(images) // columns)
+    dark = np.full((rows * columns - len(images), *images.shape[1:]), DARK, np.uint8)
+    order = np.arange(rows * columns).reshape(rows, columns).T.reshape(-1)
+    return tile(np.concatenate([images, dark])[order], rows, pad)
 
 
 def enlarge(picture: np.ndarray, least: int = 400) -> np.ndarray:

@@ -1,16 +1,18 @@
-"""The U-Net of DDPM, Improved DDPM and ADM. It knows nothing of diffusion: (x, t, labels) -> an
-image of features."""
+"""The U-Net of DDPM, Improved DDPM and ADM. It knows nothing of diffusion: (x, t, cond) -> an image
+of features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.attention import SelfAttention
-from diffusion_jax.models.convolution import upsample
-from diffusion_jax.models.embeddings import sinusoidal
-from diffusion_jax.models.layers import Conv, GroupNorm
+from diffusion_jax.core.settings import FREE, TRAINING
+from diffusion_jax.core.types import Kinds, Shape
+from diffusion_jax.models import conditions, settings
+from diffusion_jax.models.kernels.convolution import upsample
+from diffusion_jax.models.layers import Conv, GroupNorm, SelfAttention
 
 
 def downsample(x):
@@ -55,73 +57,69 @@ class ResBlock(nn.Module):
         return x + h
 
 
+def check_halvings(height: int, width: int, halvings: int) -> None:
+    """Raises ValueError for images that cannot be halved so often."""
+    if height % 2**halvings or width % 2**halvings:
+        raise ValueError(
+            f"images of {height} x {width} cannot be halved {halvings} times, once between two "
+            "levels"
+        )
+
+
+def count_heads(channels: int, heads: int, head_channels: int) -> int:
+    """Heads of an attention: `heads`, or of `head_channels` each where that is not 0.
+
+    Raises ValueError where the channels cannot be cut so."""
+    if head_channels and channels % head_channels:
+        raise ValueError(
+            f"an attention of {channels} channels has no heads of {head_channels} channels"
+        )
+    if not head_channels and (heads < 1 or channels % heads):
+        raise ValueError(f"an attention of {channels} channels cannot be cut into {heads} heads")
+    return channels // head_channels if head_channels else heads
+
+
 class UNet(nn.Module):
-    """Images [B, H, W, C], t [B], labels [B] or None, augmentation [B, n] or None -> float32 [B, H,
-    W, out_channels].
+    """Images [B, H, W, C], t [B], cond or None -> float32 [B, H, W, out_channels].
 
     Every level i has `blocks` residual blocks of channels * channel_mult[i] on the way down and
     blocks + 1 on the way up; between levels the image is halved, so H and W must be divisible by
     2^(levels - 1). Attention follows the residual blocks where the image has been halved to one of
     `attention_factors`: 1 is full size, 2 half, 4 a quarter ("attention_resolutions" in the papers'
-    code). Whatever `dtype` is, parameters, the embedding of t, labels and augmentation, GroupNorm,
-    softmax and the output are float32; `dtype` is that of convolutions, attention and what they add
-    up to. `remat`: the backward pass computes every block's inside again in place of keeping it.
-
-    `augmentation`, numbers that say what was done to an image, enters the embedding through a
-    linear layer without bias (Karras et al. 2022, appendix F.2); so None is all zeros, and the
-    layer is made only where init is given some."""
+    code). What t and the conditions (`conditions.embed`) say enters every residual block. Whatever
+    `dtype` is, parameters, that embedding, GroupNorm, softmax and the output are float32; `dtype`
+    is that of convolutions, attention and what they add up to. `remat`: the backward pass computes
+    every block's inside again in place of keeping it."""
 
     out_channels: int
     channels: int = 128
-    channel_mult: Sequence[int] = (1, 2, 2, 2)
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
     blocks: int = 2
-    attention_factors: Sequence[int] = (2,)
+    attention_factors: tuple[int, ...] = (2,)
     heads: int = 1
-    head_channels: int | None = (
-        None  # where given, an attention has (its channels / head_channels) heads
-    )
+    head_channels: int = 0  # of an attention, which then has (its channels / head_channels) heads
     scale_shift: bool = True
-    resample_blocks: bool = False  # residual blocks to halve and double, instead of a strided convolution and a plain one
+    resample_blocks: bool = False  # halve and double by residual blocks, not by convolutions
     time_scale: float = 1.0  # the network embeds time_scale * t
     dropout: float = 0.0
-    num_classes: int | None = None
+    tables: tuple[tuple[str, int], ...] = ()  # conditions that are an index: name, rows
+    vectors: tuple[str, ...] = ()  # names of conditions that are a vector
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        t: jax.Array,
-        labels: jax.Array | None = None,
-        augmentation: jax.Array | None = None,
-        *,
-        train: bool = False,
+        self, x: jax.Array, t: jax.Array, cond: Mapping | None = None, *, train: bool = False
     ) -> jax.Array:
-        if (labels is None) != (self.num_classes is None):
-            raise ValueError("labels go with num_classes: give both or neither")
-        (height, width), halvings = x.shape[1:3], len(self.channel_mult) - 1
-        if height % 2**halvings or width % 2**halvings:
-            raise ValueError(
-                f"images of {height} x {width} cannot be halved {halvings} times, once between two levels"
-            )
-        # bfloat16 has 8 bits: it would take most pairs of neighbouring t for one
-        dense = lambda name: nn.Dense(4 * self.channels, dtype=jnp.float32, name=name)
-        embedding = dense("time2")(
-            nn.silu(dense("time1")(sinusoidal(self.time_scale * t, self.channels)))
+        height, width = x.shape[1:3]
+        check_halvings(height, width, len(self.channel_mult) - 1)
+        t = self.time_scale * jnp.asarray(t)
+        embedding = conditions.embed(
+            t, cond, self.channels, 4 * self.channels, self.tables, self.vectors
         )
-        if labels is not None and self.num_classes is not None:
-            embedding += nn.Embed(
-                self.num_classes, 4 * self.channels, dtype=jnp.float32, name="label"
-            )(labels)
-        if augmentation is not None:
-            embedding += nn.Dense(
-                4 * self.channels, use_bias=False, dtype=jnp.float32, name="augmentation"
-            )(augmentation)
 
-        residual_class = (
-            nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        )  # `train` is no array
+        # `train` is no array
+        residual_class = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
 
         def res_block(h, features, name, resample=None):
@@ -131,11 +129,7 @@ class UNet(nn.Module):
             return block(h, embedding, train)
 
         def attention(h, name):
-            if self.head_channels and h.shape[-1] % self.head_channels:
-                raise ValueError(
-                    f"an attention of {h.shape[-1]} channels has no heads of {self.head_channels} channels"
-                )
-            heads = h.shape[-1] // self.head_channels if self.head_channels else self.heads
+            heads = count_heads(h.shape[-1], self.heads, self.head_channels)
             return attention_class(heads, self.dtype, name=name)(h)
 
         last = len(self.channel_mult) - 1
@@ -180,4 +174,91 @@ class UNet(nn.Module):
         return out(h).astype(jnp.float32)
 
 
-MODELS = {"unet": UNet}
+def unet(
+    shape: Shape,
+    kinds: Kinds,
+    channels: int = 128,
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+    blocks: int = 2,
+    attention_resolutions: tuple[int, ...] = (16,),
+    heads: int = 1,
+    head_channels: int = 0,
+    scale_shift: bool = True,
+    resample_blocks: bool = False,
+    learned_variance: bool = False,
+    time_scale: float = 1.0,
+    dropout: Annotated[float, TRAINING] = 0.0,
+    dtype: Annotated[Literal["float32", "bfloat16"], TRAINING] = "float32",
+    remat: Annotated[bool, FREE] = False,
+) -> UNet:
+    """The U-Net of DDPM, Improved DDPM and ADM, for images of height, width and channels.
+
+    Args:
+      channels: channels of the first level.
+      channel_mult: a level's channels over the first's; one entry a level, at least 1.
+      blocks: residual blocks a level.
+      attention_resolutions: image heights, in pixels, at which there is attention.
+      heads: attention heads.
+      head_channels: channels of an attention head; 0 takes `heads` heads instead.
+      scale_shift: the embedding scales and shifts after the norm; False: it is added before.
+      resample_blocks: halve and double by residual blocks; False: by convolutions.
+      learned_variance: twice the output channels, the second half for the variance.
+      time_scale: the network embeds time_scale * t: 1000 for a continuous t in [0, 1], 1000 / T for
+        Improved DDPM's weights.
+      dropout: dropout rate in the residual blocks, at least 0 and below 1.
+      dtype: precision of the computation, float32 or bfloat16; parameters stay float32.
+      remat: compute each block again in the backward pass, to save memory; the results stay.
+    """
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape must be height, width and channels, not {shape}")
+    settings.positive(channels=channels, blocks=blocks, heads=heads, time_scale=time_scale)
+    if len(channel_mult) < 1 or min(channel_mult) < 1:
+        raise ValueError(f"channel_mult needs one number of at least 1 a level, not {channel_mult}")
+    if head_channels < 0:
+        raise ValueError(f"head_channels must be at least 0, not {head_channels}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    check_dtype(dtype)
+    height, width, image_channels = shape
+    heights = [height // 2**i for i in range(len(channel_mult))]
+    for resolution in attention_resolutions:
+        if resolution not in heights:
+            raise ValueError(
+                f"attention_resolutions has {resolution}, but the levels have heights {heights}"
+            )
+    check_halvings(height, width, len(channel_mult) - 1)
+    attended = [
+        m for m, at in zip(channel_mult, heights, strict=True) if at in attention_resolutions
+    ]
+    for multiplier in (*attended, channel_mult[-1]):  # the last level's is in the middle, always
+        count_heads(multiplier * channels, heads, head_channels)
+    tables, vectors = conditions.split(kinds, "unet")
+    return UNet(
+        out_channels=image_channels * (2 if learned_variance else 1),
+        channels=channels,
+        channel_mult=tuple(channel_mult),
+        blocks=blocks,
+        attention_factors=tuple(height // resolution for resolution in attention_resolutions),
+        heads=heads,
+        head_channels=head_channels,
+        scale_shift=scale_shift,
+        resample_blocks=resample_blocks,
+        time_scale=time_scale,
+        dropout=dropout,
+        tables=tables,
+        vectors=vectors,
+        dtype=jnp.dtype(dtype),
+        remat=remat,
+    )
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises ValueError for a precision other than float32 and bfloat16."""
+    if dtype == "float16":
+        raise ValueError(
+            "dtype has no 'float16': its range, 6e-8 to 65,504, loses gradients unless the loss is "
+            "scaled; use bfloat16, which has float32's range, or float32 on a GPU that has no "
+            "bfloat16, as a T4"
+        )
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")

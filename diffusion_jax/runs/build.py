@@ -1,328 +1,354 @@
 """From a Config, whose strings end here, to the functions of a run."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax.objectives import losses
-from diffusion_jax.core import predictions, schedules, timesteps, weightings
-from diffusion_jax.runs.config import Config, check_types, choose, fields
-from diffusion_jax.data import folder, images
+from diffusion_jax.codecs import Codec
+from diffusion_jax.conditioning import Conditioner, joined
+from diffusion_jax.core import grids, schedules, timesteps
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.models.unet import MODELS
-from diffusion_jax.runs.draw import check_guidance, make_grid, make_sampler, model_variance
-from diffusion_jax.conditioning.augment import CONDITIONING
+from diffusion_jax.core.types import (
+    Kinds,
+    Level,
+    Parameterization,
+    PyTree,
+    Sampler,
+    Schedule,
+    Shape,
+    Timesteps,
+    Variance,
+)
+from diffusion_jax.data import sources
+from diffusion_jax.data.spec import Declared, Spec, spec_of
+from diffusion_jax.modalities import Modality
+from diffusion_jax.objectives import Objective, Problem
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.guides import Guide
+from diffusion_jax.runs.registry import make
+from diffusion_jax.runs.settings import check
 from diffusion_jax.training.clipping import clip_by_global_norm
-from diffusion_jax.devices.parallel import AXIS, Layout
+from diffusion_jax.training.optimizers import LearningRate, scheduled
 from diffusion_jax.training.profiling import parse_steps
-from diffusion_jax.training.state import TrainState, init_state, warmed_up_ema
-from diffusion_jax.training.step import make_loss_fn, make_train_step
-from diffusion_jax.core.types import ApplyFn, Level, Loss, Parameterization, Sampler, Schedule, Timesteps
+from diffusion_jax.training.state import TrainState, init_state, split, warmed_up_ema, whole
 
-OPTIMIZERS = ("adam", "adamw")
-DECAYS = ("constant", "cosine")
-DTYPES = ("float32", "bfloat16")
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The `apply_fn` of a flax module; equal for equal modules.
+
+    Called as (params, x_in [B, ...], t_in [B], cond, dropout_key); it trains, with dropout, where
+    it is given the key."""
+
+    module: nn.Module
+
+    def __call__(self, params, x, t, cond=None, dropout_key=None) -> Any:
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        train = dropout_key is not None
+        return self.module.apply({"params": params}, x, t, cond or {}, train=train, rngs=rngs)
 
 
 class Parts(NamedTuple):
     """What a Config stands for."""
 
-    schedule: Schedule
-    betas: np.ndarray | None  # of a table; None in continuous time
-    parameterization: Parameterization
-    loss: Loss
-    timesteps: Timesteps
-    apply_fn: ApplyFn
-    init_params: Callable  # key -> params
+    modality: Modality
+    problem: Problem
+    objective: Objective
+    apply_fn: Network
+    init_params: Callable  # key -> params, trained and frozen ones
+    freeze: str  # a regular expression of the frozen ones' names
     learning_rate: Callable  # step -> learning rate
     optimizer: optax.GradientTransformation
+    ema: Callable  # step -> decay of the average
     sampler: Sampler
     grid: Level
+    guide: Guide
+
+    @property
+    def codec(self) -> Codec:
+        return self.problem.codec
+
+    @property
+    def conditioner(self) -> Conditioner:
+        return self.problem.conditioner
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.problem.schedule
+
+    @property
+    def parameterization(self) -> Parameterization:
+        return self.problem.parameterization
+
+    @property
+    def variance(self) -> Variance:
+        """Of the reverse process that the model stands for."""
+        return self.problem.variance
 
     def init_state(self, key: jax.Array) -> TrainState:
-        return jax.jit(lambda key: init_state(self.init_params(key), self.optimizer, self.timesteps.init()))(key)
+        """The state before the first step."""
+        return jax.jit(lambda key: self.state_of(self.init_params(key), key))(key)
+
+    def state_of(self, params: PyTree, key: jax.Array) -> TrainState:
+        """The state before the first step, at given parameters."""
+        trained, frozen = split(params, self.freeze)
+        aux = self.objective.init(jax.random.fold_in(key, 1), params)
+        return init_state(trained, self.optimizer, frozen, aux)
 
 
 def build(config: Config) -> Parts:
     """All parts of a run. Raises UserError for settings that don't go together, before anything is
     computed."""
-    check_types(config)
-    check_ranges(config)
-    diffusion = config.diffusion
+    check(config)
+    check_together(config)
     try:
-        schedule, betas = make_schedule(config)
-        parameterization = make_prediction(config, schedule)
-        with jax.ensure_compile_time_eval():  # a run may be built inside a jitted function
-            ends_at_noise = float(schedule.level(schedule.t_max).alpha) == 0.0
-        if diffusion.prediction in ("eps", "score", "edm") and ends_at_noise:
-            raise UserError(f"{diffusion.prediction} cannot be decoded at alpha = 0, where this schedule ends; use v or x0")
-        loss = make_loss(config, parameterization, schedule)
-        distribution = choose(timesteps.TIMESTEPS, diffusion.timesteps, "diffusion.timesteps")(schedule)
-        grid = make_grid(config, schedule)
-        apply_fn, init_params = network(config)
-        learning_rate = learning_rate_schedule(config)
-        return Parts(
-            schedule,
-            betas,
-            parameterization,
-            loss,
-            distribution,
-            apply_fn,
-            init_params,
-            learning_rate,
-            make_optimizer(config, learning_rate),
-            make_sampler(config, schedule, grid),
-            grid,
-        )
+        return _build(config)
     except ValueError as error:  # the library's own checks
         raise UserError(str(error)) from None
 
 
-POSITIVE = (
-    "training.num_steps",
-    "training.batch_size",
-    "training.learning_rate",
-    "training.accumulation_steps",
-    "training.steps_per_call",
-    "training.log_every",
-    "training.eval_examples",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "model.channels",
-    "model.blocks",
-    "model.heads",
-    "sampling.num",
-    "sampling.batch_size",
-    "sampling.guidance_every",
-    "sampling.snr",
-    "sampling.ode_tolerance",
-    "sampling.rho",
-    "likelihood.batch_size",
-    "likelihood.ode_tolerance",
-    "evaluation.batch_size",
-    "evaluation.subsets",
-    "model.time_scale",
-)
-NOT_NEGATIVE = (
-    "data.num_classes",
-    "model.head_channels",
-    "training.warmup_steps",
-    "training.weight_decay",
-    "training.clip_norm",
-    "training.eval_every",
-    "training.sample_every",
-    "training.keep_every",
-    "likelihood.examples",
-    "likelihood.monte_carlo",
-    "likelihood.budget",
-    "likelihood.probes",
-    "diffusion.vlb_coefficient",
-    "sampling.churn",
-    "sampling.tolerance",
-    "evaluation.replicates",
-    "evaluation.bits_per_dim",
-    "evaluation.memorised",
-    "evaluation.every",
-)
-SEEDS = ("seed", "sampling.seed", "likelihood.seed")
-BELOW_ONE = (
-    "training.ema_decay",
-    "training.b1",
-    "training.b2",
-    "model.dropout",
-    "training.label_dropout",
-    "sampling.threshold",
-)
+def _build(config: Config) -> Parts:
+    data, diffusion, training = config.data, config.diffusion, config.training
+    modality = make(data.modality, {})
+    modality.check(tuple(data.shape))
+    nouns: dict[Any, Any] = {Declared: declared(config)}
+    if any(one.entry not in ("label", "augmentation") for one in config.conditioning):
+        nouns[Spec] = source_spec(config, data.train_split)
+    codec = make(config.codec, nouns)
+    conditioner = joined([make(one, nouns) for one in config.conditioning])
+    schedule = make(diffusion.schedule, {})
+    parameterization = make(diffusion.prediction, {Schedule: schedule})
+    check_decodable(config, schedule)
+    check_clippable(config, codec)
+    distribution = make(diffusion.timesteps, {Schedule: schedule})
+    shape = Shape(tuple(codec.shape))
+    module = make(config.model, {Shape: shape, Kinds: conditioner.kinds})
+    network = Network(module)
+    example = lambda: (jnp.zeros((1, *shape)), jnp.zeros((1,)), conditioner.example(1))
+
+    @jax.jit  # which traces it once: for the checks here, for shapes, for the parameters
+    def init_params(key):
+        return module.init(key, *example())["params"]
+
+    params = jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
+    output = jax.eval_shape(lambda params: network(params, *example()), params)
+    variance = learned_or(output.shape[1:], tuple(shape), diffusion.variance)
+    weighting = make(diffusion.weighting, {})
+    problem = Problem(
+        schedule,
+        parameterization,
+        distribution,
+        codec,
+        conditioner,
+        weighting,
+        variance,
+        modality.entry,
+    )
+    objective = make(diffusion.loss, {Problem: problem})
+    learning_rate = scheduled(
+        training.learning_rate, training.num_steps, training.warmup_steps, training.decay
+    )
+    optimizer = make(training.optimizer, {LearningRate: learning_rate})
+    if training.clip_norm:
+        optimizer = optax.chain(clip_by_global_norm(training.clip_norm), optimizer)
+    grid = make_grid(config, schedule)
+    return Parts(
+        modality=modality,
+        problem=problem,
+        objective=objective,
+        apply_fn=network,
+        init_params=init_params,
+        freeze=training.freeze,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        ema=warmed_up_ema(training.ema_decay),
+        sampler=make_sampler(config, schedule, grid, variance),
+        grid=grid,
+        guide=make(config.sampling.guide, {}),
+    )
 
 
-def check_ranges(config: Config) -> None:
-    """Raises UserError for numbers out of range that no library function would catch."""
+def declared(config: Config) -> Declared:
+    """What the config says of its data."""
+    given = config.data.source.values().get("range") or ()
+    between = (float(given[0]), float(given[1])) if len(given) == 2 else None
+    modality = make(config.data.modality, {})
+    return Declared(tuple(config.data.shape), config.data.num_classes, between, str(modality.dtype))
+
+
+def load_source(config: Config, split: str, lenient: bool = False) -> Any:
+    """A split of the run's data, held against what the config declares of them; else UserError.
+
+    lenient: files that cannot be read are left out, and nothing is checked.
+    """
+    component = config.data.source
+    if lenient and "unreadable" in component.values():
+        component = type(component)(
+            component.entry, component.given | {"unreadable": "skip"}, component.registry
+        )
+    source = make(component, {Declared: declared(config)}, split)
+    if not lenient:
+        check_source(config, source, split)
+    return source
+
+
+def check_source(config: Config, source: Any, split: str) -> None:
+    """Raises UserError where a source is not what the config declares."""
+    values = config.data.source.values()
+    called = values.get("name") or values.get("folder") or config.data.source.entry
+    modality = make(config.data.modality, {})
+    sources.check(source, declared(config), split, called, modality.entry)
+
+
+def source_spec(config: Config, split: str) -> Spec:
+    """Name, shape and type of every entry of the source's examples."""
+    found = spec_of(load_source(config, split))
+    return Spec(tuple((name, (shape, str(dtype))) for name, (shape, dtype) in found.items()))
+
+
+def batch_spec(config: Config, parts: Parts, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of `count` examples, without reading data where the config declares
+    all."""
+    data = config.data
+    dtype = np.float32 if declared(config).range else parts.modality.dtype
+    known = {parts.modality.entry: (tuple(data.shape), dtype), "label": ((), np.int32)}
+    wanted = (parts.modality.entry, *parts.conditioner.reads)
+    if missing := [name for name in wanted if name not in known]:
+        found = dict(source_spec(config, data.train_split))
+        known |= {name: found[name] for name in missing}
+    return {
+        name: jax.ShapeDtypeStruct((count, *known[name][0]), np.dtype(known[name][1]))
+        for name in dict.fromkeys(wanted)
+    }
+
+
+def learned_or(output: tuple[int, ...], shape: tuple[int, ...], fixed: Variance) -> Variance:
+    """The variance that the network's output stands for; UserError where it is no output for x0."""
+    if output == shape:
+        return fixed
+    if output == (*shape[:-1], 2 * shape[-1]):
+        return "learned_range"
+    raise UserError(f"the network returns {output} for examples of {shape}")
+
+
+def check_decodable(config: Config, schedule: Schedule) -> None:
+    """Raises UserError where x0 cannot be had from the prediction at the schedule's noisy end."""
+    name = config.diffusion.prediction.entry
+    with jax.ensure_compile_time_eval():  # a run may be built inside a jitted function
+        ends_at_noise = float(schedule.level(schedule.t_max).alpha) == 0.0
+    if name in ("eps", "score", "edm") and ends_at_noise:
+        raise UserError(
+            f"{name} cannot be decoded at alpha = 0, where this schedule ends; use v or x0"
+        )
+
+
+def check_clippable(config: Config, codec: Codec) -> None:
+    """Raises UserError where x0 would be thresholded but has no range."""
+    if config.sampling.threshold and codec.range is None:
+        raise UserError(
+            f"config.sampling.threshold clips x0 to a range, which the codec {config.codec.entry} "
+            "does not have"
+        )
+
+
+def make_grid(config: Config, schedule: Schedule, steps: str | None = None) -> Level:
+    """The levels of config.sampling, or of another number of steps."""
+    sampling = config.sampling
+    steps, entry = sampling.steps if steps is None else steps, sampling.grid.entry
+    if entry in ("respaced", "explicit"):
+        grid = make(sampling.grid, {}, schedule, steps)
+    elif not steps.isdecimal():
+        raise UserError(
+            f"config.sampling.steps must be a number for the {entry} grid, not {steps!r}"
+        )
+    else:
+        grid = make(sampling.grid, {}, schedule, int(steps))
+    return grids.quantized(schedule, grid) if sampling.quantize else grid
+
+
+def make_sampler(config: Config, schedule: Schedule, grid: Level, variance: Variance) -> Sampler:
+    """The sampler, which may be given the schedule, the grid and the model's variance."""
+    component = config.sampling.sampler
+    asked = component.given.get("variance")
+    if asked == "learned_range" and variance != "learned_range":
+        raise UserError(
+            "config.sampling.sampler.variance=learned_range, but this model has no learned variance"
+        )
+    return make(component, {Schedule: schedule, Level: grid, Variance: variance})
+
+
+def check_together(config: Config) -> None:
+    """Raises UserError for settings that do not go together and that no library function would
+    find."""
     training, sampling, data = config.training, config.sampling, config.data
-    for path, _, value in fields(config):
-        if isinstance(value, float) and not np.isfinite(value):
-            raise UserError(f"config.{path} must be finite, not {value}")
-        if path in POSITIVE and value <= 0:
-            raise UserError(f"config.{path} must be above 0, not {value}")
-        if path in NOT_NEGATIVE and value < 0:
-            raise UserError(f"config.{path} must be at least 0, not {value}")
-        if path in SEEDS and not 0 <= value < 2**32:
-            raise UserError(f"config.{path} must be at least 0 and below 2**32, not {value}")
-        if path in BELOW_ONE and not 0.0 <= value < 1.0:
-            raise UserError(f"config.{path} must be at least 0 and below 1, not {value}")
-    if not 0.0 <= sampling.eta <= 1.0:
-        raise UserError(f"config.sampling.eta must lie in [0, 1], not {sampling.eta}")
-    if sampling.label >= 0 and not data.num_classes:
+    conditions = [one.entry for one in config.conditioning]
+    if len(data.shape) < 1 or min(data.shape) < 1:
+        raise UserError(f"config.data.shape must be sizes of at least 1, not {data.shape}")
+    classes = data.num_classes if "label" in conditions else 0
+    if sampling.label >= 0 and not classes:
         raise UserError(f"config.sampling.label={sampling.label}, but this run has no classes")
-    if not -1 <= sampling.label < max(data.num_classes, 1):
-        raise UserError(f"config.sampling.label must be -1, for all, or 0 to {data.num_classes - 1}, not {sampling.label}")
-    if training.label_dropout and not data.num_classes:
-        raise UserError("config.training.label_dropout needs labels: data.num_classes above 0")
-    check_guidance(config)
-    if len(data.shape) != 3 or min(data.shape) < 1:
-        raise UserError(f"config.data.shape must be height, width and channels, not {data.shape}")
-    if not 0.0 <= data.augment <= 1.0:
-        raise UserError(f"config.data.augment must lie in [0, 1], not {data.augment}")
-    if data.augment and data.flip:
-        raise UserError("config.data.augment mirrors half of the images and tells the network which: set data.flip=false")
-    choose(images.RESIZES, data.resize, "data.resize")
-    choose(folder.UNREADABLE, data.unreadable, "data.unreadable")
-    if len(config.model.channel_mult) < 1 or min(config.model.channel_mult) < 1:
-        raise UserError(f"config.model.channel_mult needs one number of at least 1 a level, not {config.model.channel_mult}")
+    if not -1 <= sampling.label < max(classes, 1):
+        raise UserError(
+            f"config.sampling.label must be -1, for all, or 0 to {classes - 1}, "
+            f"not {sampling.label}"
+        )
+    if sampling.guidance:
+        check_can_guide(config)
+    elif sampling.guide.entry == "autoguidance":
+        raise UserError("config.sampling.guide=autoguidance guides by the weight "
+                        "config.sampling.guidance, which is 0")  # fmt: skip
+    if "augmentation" in conditions and data.flip:
+        raise UserError(
+            "the augmentation mirrors half of the images and tells the network which: "
+            "set data.flip=false"
+        )
     if config.evaluation.replicates == 1:
         raise UserError("config.evaluation.replicates must be 0 or at least 2: one has no spread")
-    for name in ("num", "every_num"):
-        if getattr(config.evaluation, name) < 10:
-            raise UserError(f"config.evaluation.{name} must be at least 10, not {getattr(config.evaluation, name)}")
-    if config.evaluation.every % training.steps_per_call:
-        raise UserError(f"config.evaluation.every must be a multiple of steps_per_call={training.steps_per_call}")
     parse_steps(training.profile_steps)
+    each = training.steps_per_call
+    if config.evaluation.every % each:
+        raise UserError(f"config.evaluation.every must be a multiple of steps_per_call={each}")
     for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
-        if getattr(training, name) % training.steps_per_call:
-            raise UserError(f"config.training.{name} must be a multiple of steps_per_call={training.steps_per_call}")
+        if getattr(training, name) % each:
+            raise UserError(f"config.training.{name} must be a multiple of steps_per_call={each}")
     if training.keep_every % training.checkpoint_every:
         raise UserError(
-            f"config.training.keep_every={training.keep_every} must be a multiple of checkpoint_every="
-            f"{training.checkpoint_every}: no other step is saved"
+            f"config.training.keep_every={training.keep_every} must be a multiple of "
+            f"checkpoint_every={training.checkpoint_every}: no other step is saved"
         )
 
 
-def network(config: Config) -> tuple[ApplyFn, Callable]:
-    """(apply_fn, init_params) of the model. apply_fn trains, with dropout, where it is given a
-    `dropout_key`.
-
-    With data.augment it may be given the augmentations' conditioning [B, 9], too; without, images
-    are as they are. """
-    model, (height, width, channels) = config.model, config.data.shape
-    if model.dtype == "float16":
+def check_can_guide(config: Config) -> None:
+    """Raises UserError where a run has nothing to be guided away from."""
+    drops = any(one.values().get("dropout") for one in config.conditioning)
+    if config.sampling.guide.entry != "autoguidance" and not drops:
         raise UserError(
-            "config.model.dtype has no 'float16': its range, 6e-8 to 65,504, loses gradients unless the loss is scaled; "
-            "use bfloat16, which has float32's range"
+            "config.sampling.guidance needs a run trained with conditioning.label.dropout above 0, "
+            "or a weaker one: config.sampling.guide=autoguidance with "
+            "config.sampling.guide.weak=WORKDIR"
         )
-    for resolution in model.attention_resolutions:
-        levels = [height // 2**i for i in range(len(model.channel_mult))]
-        if resolution not in levels:
-            raise UserError(f"config.model.attention_resolutions has {resolution}, but the levels have heights {levels}")
-    labels = config.data.num_classes + (config.training.label_dropout > 0)  # the last one means "none"
-    module = choose(MODELS, model.name, "model.name")(
-        out_channels=channels * (2 if model.learned_variance else 1),
-        channels=model.channels,
-        channel_mult=tuple(model.channel_mult),
-        blocks=model.blocks,
-        attention_factors=tuple(height // resolution for resolution in model.attention_resolutions),
-        heads=model.heads,
-        head_channels=model.head_channels or None,
-        scale_shift=model.scale_shift,
-        resample_blocks=model.resample_blocks,
-        time_scale=model.time_scale,
-        dropout=model.dropout,
-        num_classes=labels or None,
-        dtype=jnp.dtype(choose(DTYPES, model.dtype, "model.dtype")),
-        remat=model.remat,
-    )
-
-    def apply_fn(params, x, t, cond=None, dropout_key=None, augmentation=None):
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        cond = cond if config.data.num_classes else None  # a source may have labels that the experiment leaves out
-        return module.apply({"params": params}, x, t, cond, augmentation, train=dropout_key is not None, rngs=rngs)
-
-    @jax.jit  # which traces it once: for the check below, for shapes, for the parameters (test_parallel.py)
-    def init_params(key):
-        labels = jnp.zeros((1,), jnp.int32) if config.data.num_classes else None
-        augmentation = jnp.zeros((1, CONDITIONING)) if config.data.augment else None
-        return module.init(key, jnp.zeros((1, height, width, channels)), jnp.zeros((1,)), labels, augmentation)["params"]
-
-    jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
-    return apply_fn, init_params
 
 
-def make_schedule(config: Config) -> tuple[Schedule, np.ndarray | None]:
-    """The schedule, and its betas where it is a table, of diffusion.num_steps; None in continuous
-    time."""
-    name = config.diffusion.schedule
-    factory = choose(schedules.SCHEDULES, name, "diffusion.schedule")
-    if name not in schedules.BETAS:
-        return factory(), None
-    betas = schedules.BETAS[name](config.diffusion.num_steps)
-    return schedules.from_betas(betas), betas
+def held_out_times(config: Config, parts: Parts) -> Timesteps:
+    """The distribution of t of the held-out loss, the same for all runs of an objective: uniform,
+    unless the distribution of t is part of the objective."""
+    own = config.diffusion.timesteps.entry in timesteps.OBJECTIVES
+    return parts.problem.timesteps if own else timesteps.uniform(parts.schedule)
 
 
-def make_prediction(config: Config, schedule: Schedule) -> Parameterization:
-    factory = choose(predictions.PREDICTIONS, config.diffusion.prediction, "diffusion.prediction")
-    return factory(schedule) if config.diffusion.prediction == "mean" else factory()
+def table_betas(config: Config) -> np.ndarray | None:
+    """The betas of a table schedule, float64 [T]; None in continuous time."""
+    component = config.diffusion.schedule
+    betas = schedules.BETAS.get(component.entry)
+    return None if betas is None else betas(**component.values())
 
 
-def make_loss(config: Config, parameterization: Parameterization, schedule: Schedule) -> Loss:
-    diffusion = config.diffusion
-    norm = choose(tuple(losses.NORMS), diffusion.norm, "diffusion.norm")
-    weighting = None
-    if diffusion.weighting != "none":
-        weighting = choose(weightings.WEIGHTINGS, diffusion.weighting, "diffusion.weighting")()
-    factory = choose(losses.LOSSES, diffusion.loss, "diffusion.loss")
-    if diffusion.loss == "denoising":
-        return factory(parameterization, norm, weighting)
-    if diffusion.loss == "vlb":
-        return factory(parameterization, schedule, model_variance(config), scaled=True)
-    if not config.model.learned_variance:
-        raise UserError("config.diffusion.loss=hybrid trains a learned variance: set model.learned_variance=true")
-    return factory(parameterization, schedule, diffusion.vlb_coefficient, norm, weighting)
-
-
-def check_trains(config: Config) -> None:
-    """Raises UserError for settings of the loss that would be left out in silence."""
-    diffusion = config.diffusion
-    if config.model.learned_variance and diffusion.loss == "denoising":
-        raise UserError("config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, not by denoising")
-    if diffusion.loss == "vlb" and (diffusion.weighting, diffusion.norm) != ("none", "l2"):
-        raise UserError("config.diffusion.weighting and norm are of the denoising and hybrid losses, not of vlb")
-
-
-def learning_rate_schedule(config: Config) -> Callable:
-    training = config.training
-    if choose(DECAYS, training.decay, "training.decay") == "constant":
-        after = optax.constant_schedule(training.learning_rate)
-    else:
-        after = optax.cosine_decay_schedule(training.learning_rate, max(training.num_steps - training.warmup_steps, 1))
-    if training.warmup_steps == 0:
-        return after
-    warmup = optax.linear_schedule(0.0, training.learning_rate, training.warmup_steps)
-    return optax.join_schedules([warmup, after], [training.warmup_steps])
-
-
-def make_optimizer(config: Config, learning_rate: Callable) -> optax.GradientTransformation:
-    training = config.training
-    if choose(OPTIMIZERS, training.optimizer, "training.optimizer") == "adamw":
-        update = optax.adamw(learning_rate, training.b1, training.b2, weight_decay=training.weight_decay)
-    else:
-        if training.weight_decay:
-            raise UserError("config.training.weight_decay needs training.optimizer=adamw")
-        update = optax.adam(learning_rate, training.b1, training.b2)
-    return optax.chain(clip_by_global_norm(training.clip_norm), update) if training.clip_norm else update
-
-
-def make_step(config: Config, parts: Parts, layout: Layout | None = None) -> Callable:
-    """The training step of `training.step.make_train_step`, as it is put on devices; None: on one.
-
-    The learning rate is one of its metrics: computed on the host's call, it would queue up behind
-    the step that is running. """
-    data, training = config.data, config.training
-    loss_fn = make_loss_fn(parts.apply_fn, parts.schedule, parts.loss, training.label_dropout, data.num_classes, data.augment)
-    step = make_train_step(
-        layout.gathered(loss_fn) if layout else loss_fn,
-        parts.optimizer,
-        warmed_up_ema(training.ema_decay),
-        parts.timesteps,
-        (parts.schedule.t_min, parts.schedule.t_max),
-        axis_name=AXIS if layout and layout.pmapped else None,
-        accumulation=training.accumulation_steps,
-        spread=layout.spread if layout else lambda tree: tree,
-    )
-
-    def step_with_rate(state, key, batch):
-        after, metrics = step(state, key, batch)
-        return after, metrics | {"learning_rate": jnp.asarray(parts.learning_rate(state.step), jnp.float32)}
-
-    return step_with_rate
+def parameters(state: TrainState, ema: bool) -> PyTree:
+    """All parameters of a state, averaged or raw, the frozen ones among them."""
+    return whole(state.ema_params if ema else state.params, state.frozen)

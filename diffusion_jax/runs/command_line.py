@@ -1,97 +1,182 @@
-"""Flags: from the words of a command to a workdir and a Config."""
+"""Flags: from the words of a command to a workdir and a Config.
 
+A command is a module of `diffusion_jax.commands`, found by its name: `export_weights.py` is
+`export-weights`, `import_.py` is `import`. It has a docstring, whose first line says what it does
+and whose indented lines show how; `run(given) -> str`, what is printed at the end; and, where it
+needs them, `FLAGS`, its flags beside --workdir and --config, and `NEEDS`.
+"""
+
+import ast
+import importlib
 import pathlib
+import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import config_flags
-
-from diffusion_jax.runs.config import Config, check_path, explain_value, load
 from diffusion_jax.core.errors import UserError, nearest
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import load, override
+from diffusion_jax.runs.workdir import workdir_path
+
+COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
+
+
+class Flag(NamedTuple):
+    """A flag of a command. default: its type is the flag's: text, a whole number, or true and
+    false."""
+
+    default: str | int | bool
+    text: str  # what it is, for `--help`
+    required: str = ""  # the end of "--NAME is missing: " where it must be given
+
+
+class Needs(NamedTuple):
+    """What a command needs of --workdir and --config.
+
+    workdir: whether it must be given where --config is. config: whether --config must be given;
+    otherwise the workdir's config.json is meant. alone: flags beside which a run is not needed.
+    """
+
+    workdir: bool = True
+    config: bool = False
+    nothing: bool = False  # neither of them, nor any other flag
+    alone: tuple[str, ...] = ()
 
 
 class Given(NamedTuple):
-    """What a command was told. weights, images, against, ratings, device, devices: flags of some
-    commands, empty for others.
+    """What a command was told.
 
-    config: where there is none, of a run or by --config, it holds the defaults, and an empty
-    data.shape unless that is given. """
+    config: where there is none, of a run or by --config, it holds the defaults, and `declared` says
+    whether data.shape was given. flags: those of the command's FLAGS, with their defaults.
+    """
 
     workdir: pathlib.Path
     config: Config
-    weights: str
-    new_attention_order: bool
-    images: str
-    against: str
-    ratings: str
-    device: str
-    devices: int
+    flags: Mapping[str, Any]
+    declared: bool = True
 
 
-TEXTS = {"weights": "a file of weights", "images": "images to be judged", "against": "images to judge them by"}
-TEXTS |= {"workdir": "the folder of the run", "ratings": "files of ratings, with commas between them"}
-TEXTS |= {"device": "what a run is planned for, as in H100"}
+def names() -> dict[str, pathlib.Path]:
+    """Command -> its file."""
+    files = sorted(path for path in COMMANDS.glob("*.py") if path.stem != "__init__")
+    return {path.stem.rstrip("_").replace("_", "-"): path for path in files}
 
 
-EXTRA = {"evaluate": ("images", "against"), "rate": ("images", "against", "ratings"), "plan": ("device", "devices")}
-EXTRA |= dict.fromkeys(("import", "export-weights"), ("weights", "new_attention_order"))
+def find(name: str) -> types.ModuleType:
+    """The module of a command; UserError with the nearest for an unknown one."""
+    known = names()
+    if name not in known:
+        raise UserError(f"unknown command {name!r}; {nearest(name, known)}")
+    return importlib.import_module(f"diffusion_jax.commands.{known[name].stem}")
 
 
-def parse(argv: list[str], command: str) -> Given:
-    """The flags of a command; UserError for what is wrong.
+def help_page(docstring: str) -> str:
+    """The program's docstring, and every command's first line and usage, from its file."""
+    lines = [docstring.strip(), ""]
+    for name, path in names().items():
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        usage = [
+            line.strip() for line in text.splitlines() if line.startswith("    python main.py")
+        ]
+        lines += [f"  {name:<16}{text.splitlines()[0]}", *(f"  {'':<16}{line}" for line in usage)]
+    return "\n".join(lines)
 
-    argv: the program's name and flags. Where --config is not given, the workdir's config.json is
-    meant; `import` must be given one, and with --images or --ratings there need be none. `plan`
-    writes nothing and needs no workdir beside a config. """
-    known = ("workdir", "config", *EXTRA.get(command, ()))
-    names = [arg.lstrip("-").partition("=")[0] for arg in argv if arg.startswith("-")]
-    for name in names:
-        if name.startswith("config."):
-            check_path(Config(), name.removeprefix("config."))
-        elif name not in known:
-            raise UserError(f"unknown flag --{name}; {nearest(name, known)}")
-    values = flags.FlagValues()
-    for name, text in TEXTS.items():
-        flags.DEFINE_string(name, "", text, flag_values=values)
-    flags.DEFINE_bool("new_attention_order", False, "q, k and v outermost in its attention", flag_values=values)
-    flags.DEFINE_integer("devices", 1, "how many of them share a batch", flag_values=values)
-    value = lambda name: values[name].value  # before all flags are known
-    values(argv, known_only=True)
-    if command == "plan" and not value("workdir") and "config" not in names:
+
+def words_of(argv: list[str], flags: Mapping[str, Flag]) -> dict[str, str]:
+    """Flag -> its text, of words such as --name=text, --name text, --switch and --noswitch."""
+    switches = {name for name, flag in flags.items() if isinstance(flag.default, bool)}
+    found, words = {}, list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UserError(f"unexpected {word!r}; settings are written --config.FIELD=VALUE")
+        name, equals, text = word[2:].partition("=")
+        known = name.startswith("noconfig.") or name[2:] in switches
+        if name.startswith("no") and known and not equals:
+            name, text = name[2:], "false"
+        elif not equals and name in switches:
+            text = "true"
+        elif not equals:
+            if not words or words[0].startswith("--"):
+                if name.startswith("config."):
+                    text = "true"  # a switch among the settings
+                else:
+                    raise UserError(f"--{name} needs a value, as in --{name}=VALUE")
+            else:
+                text = words.pop(0)
+        if not name.startswith("config.") and name not in flags:
+            raise UserError(f"unknown flag --{name}; {nearest(name, flags)}")
+        found[name] = text
+    return found
+
+
+def value_of(name: str, flag: Flag, text: str) -> Any:
+    """What a flag's text stands for."""
+    if isinstance(flag.default, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise UserError(f"--{name} must be true or false, not {text!r}")
+        return text.lower() in ("true", "1")
+    if isinstance(flag.default, int):
+        try:
+            return int(text)
+        except ValueError:
+            raise UserError(f"--{name} must be a whole number, not {text!r}") from None
+    return text
+
+
+def parse(argv: list[str], command: types.ModuleType) -> Given:
+    """The flags of a command; UserError for what is wrong."""
+    own: dict[str, Flag] = getattr(command, "FLAGS", {})
+    needs: Needs = getattr(command, "NEEDS", Needs())
+    common = {"workdir": Flag("", "the folder of the run"), "config": Flag("", "an experiment")}
+    flags = own if needs.nothing else common | own
+    texts = words_of(argv, flags)
+    settings = {n.removeprefix("config."): t for n, t in texts.items() if n.startswith("config.")}
+    values = {name: value_of(name, flag, texts.get(name, str(flag.default)))
+              for name, flag in own.items()}  # fmt: skip
+    if needs.nothing:
+        return Given(pathlib.Path(), Config(), values)
+    workdir, file = texts.get("workdir", ""), texts.get("config", "")
+    config, declared = Config(), True
+    checked = Config()  # a misspelt setting is said before a missing flag
+    override_names(checked, settings)
+    if not workdir and (needs.workdir or not file):
+        hint = "the folder of the run, as in --workdir runs/digits"
+        if not needs.workdir:
+            raise UserError(
+                "--config is missing: the experiment, as in --config experiments/digits.py; "
+                f"or --workdir: {hint}"
+            )
+        raise UserError(f"--workdir is missing: {hint}")
+    for name, flag in own.items():
+        if flag.required and not values[name]:
+            raise UserError(f"--{name} is missing: {flag.required}")
+    folder = workdir_path(workdir) if workdir else pathlib.Path()
+    stored = folder / "config.json"
+    if file:
+        config = load(file)
+    elif needs.config:
         raise UserError(
-            "--config is missing: the experiment to plan, as in --config experiments/digits.py; or --workdir, of a run"
+            "--config is missing: the experiment that is meant, as in --config "
+            "experiments/cosine.py"
         )
-    if command != "plan" and not value("workdir"):
-        raise UserError("--workdir is missing: the folder of the run, as in --workdir runs/digits")
-    if "weights" in known and not value("weights"):
-        raise UserError("--weights is missing: the file of the weights")
-    workdir, as_they_are = pathlib.Path(str(value("workdir"))), False
-    if "config" not in names and (value("images") or value("ratings")) and not (workdir / "config.json").is_file():
-        as_they_are = "config.data.shape" not in names
-    elif "config" not in names:
-        file = workdir / "config.json"
-        if command == "import":
-            raise UserError("--config is missing: the experiment that the weights are of, as in --config experiments/cosine.py")
-        if not file.is_file():
-            raise UserError(f"{workdir} holds no run; start one with --config experiments/NAME.py (see `main.py list`)")
-        argv = [argv[0], f"--config={file}", *argv[1:]]
-    try:
-        config_flags.DEFINE_config_dataclass("config", Config(), parse_fn=load, sys_argv=argv, flag_values=values)
-        rest = values(argv)[1:]
-    except flags.IllegalFlagValueError as error:
-        raise UserError(explain_value(str(error))) from None
-    if rest:
-        raise UserError(f"unexpected {rest[0]!r}; settings are written --config.FIELD=VALUE")
-    config: Any = value("config")
-    if config.model.attention_resolutions == ("",):  # --config.model.attention_resolutions= takes attention away
-        config.model.attention_resolutions = ()
-    if as_they_are:
-        config.data.shape = ()
-    words = {name: str(value(name)) for name in ("weights", "images", "against", "ratings", "device")}
-    return Given(
-        workdir=workdir,
-        config=config,
-        new_attention_order=bool(value("new_attention_order")),
-        devices=int(value("devices")),  # pyright: ignore[reportArgumentType]
-        **words,
-    )
+    elif any(values.get(name) for name in needs.alone) and not stored.is_file():
+        declared = "data.shape" in settings
+    elif not stored.is_file():
+        raise UserError(
+            f"{folder} holds no run; start one with --config experiments/NAME.py "
+            "(see `main.py list`)"
+        )
+    else:
+        config = load(stored)
+    override(config, settings)
+    return Given(folder, config, values, declared)
+
+
+def override_names(config: Config, settings: Mapping[str, str]) -> None:
+    """Raises UserError for settings that no config has, whatever entries it names."""
+    from diffusion_jax.runs.settings import known_paths, unknown
+
+    for path in settings:
+        if path not in known_paths():
+            raise unknown(path)

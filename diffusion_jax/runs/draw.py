@@ -1,82 +1,64 @@
-"""How a run draws: its sampler, its grid, its guidance, and `make_generate`, which joins them to
-the network on all devices."""
+"""How a run draws: its guidance, and `make_generate`, which joins sampler, grid and network on all
+devices."""
 
-import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
-from diffusion_jax.core import grids
 from diffusion_jax import samplers
-from diffusion_jax.runs.config import Config, choose
-from diffusion_jax.denoisers import NetworkDenoiser, classifier_free, clip_x0, dynamic_threshold, make_denoiser
-from diffusion_jax.core.errors import UserError
+from diffusion_jax.core import noise
 from diffusion_jax.core.noise import fold_in, initial_noise
+from diffusion_jax.core.types import Denoiser, Level, PyTree, Sampler
+from diffusion_jax.data import pipeline
+from diffusion_jax.denoisers import (
+    NetworkDenoiser,
+    classifier_free,
+    clip_x0,
+    dynamic_threshold,
+    make_denoiser,
+)
+from diffusion_jax.devices.parallel import equal_batches, map_examples, precision
+from diffusion_jax.runs.build import Parts, check_can_guide, load_source
+from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers.cached import cached
-from diffusion_jax.devices.parallel import map_examples
-from diffusion_jax.core.types import Denoiser, Level, PyTree, Sampler, Schedule
 
-
-def model_variance(config: Config) -> str:
-    """The variance of the reverse process that the model stands for."""
-    fixed = choose(("fixed_small", "fixed_large"), config.diffusion.variance, "diffusion.variance")
-    return "learned_range" if config.model.learned_variance else fixed
-
-
-def make_sampler(config: Config, schedule: Schedule, grid: Level) -> Sampler:
-    """The sampler; of the settings, the schedule and the grid's length it gets what its factory
-    takes."""
-    sampling = config.sampling
-    factory = choose(samplers.SAMPLERS, sampling.sampler, "sampling.sampler")
-    variance = model_variance(config) if sampling.variance == "model" else sampling.variance
-    if variance == "learned_range" and not config.model.learned_variance:
-        raise UserError("config.sampling.variance=learned_range, but this model has no learned variance")
-    options = {
-        "variance": variance,
-        "eta": sampling.eta,
-        "gamma": min(sampling.churn / len(grid.t), samplers.MAX_GAMMA),
-        "snr": sampling.snr,
-        "rtol": sampling.ode_tolerance,
-        "atol": sampling.ode_tolerance,
-        "schedule": schedule,
-    }
-    taken = inspect.signature(factory).parameters
-    return factory(**{name: value for name, value in options.items() if name in taken})
-
-
-def make_grid(config: Config, schedule: Schedule) -> Level:
-    sampling = config.sampling
-    factory = choose(grids.GRIDS, sampling.grid, "sampling.grid")
-    if sampling.grid in ("respaced", "explicit"):
-        grid = factory(schedule, sampling.steps)
-    elif not sampling.steps.isdecimal():
-        raise UserError(f"config.sampling.steps must be a number for the {sampling.grid} grid, not {sampling.steps!r}")
-    else:
-        options = {"rho": sampling.rho} if "rho" in inspect.signature(factory).parameters else {}
-        grid = factory(schedule, int(sampling.steps), **options)
-    return grids.quantized(schedule, grid) if sampling.quantize else grid
-
-
-# The longest first step, a ratio of sigma / alpha, of samplers that err after a longer one: from
-# there the digits are spoilt
-LONGEST_STEP = {"heun": 6.0, "edm_churn": 6.0, "dpm_solver_2": 6.0, "dpm_solver_3": 6.0, "annealed_langevin": 2.8}
+# The longest step, as a ratio of sigma / alpha, after which a sampler errs: from there the digits
+# are spoilt.
+LONGEST_STEP = {
+    "heun": 6.0,
+    "edm_churn": 6.0,
+    "dpm_solver_2": 6.0,
+    "dpm_solver_3": 6.0,
+    "annealed_langevin": 2.8,
+}
 
 
 def advice(config: Config, grid: Level) -> str:
     """What would make better samples where the sampler and its grid don't go together; empty where
     they do."""
-    ratio = np.asarray(grid.sigma, float)[:2] / np.maximum(np.asarray(grid.alpha, float)[:2], 1e-30)
-    if len(ratio) < 2 or ratio[0] < LONGEST_STEP.get(config.sampling.sampler, np.inf) * ratio[1]:
+    sampler = config.sampling.sampler.entry
+    alpha, sigma = (np.asarray(a, float) for a in (grid.alpha, grid.sigma))
+    ratio = sigma / np.maximum(alpha, 1e-30)
+    growth = ratio[:-1] / np.maximum(ratio[1:], 1e-30)
+    if not len(growth) or growth.max() < LONGEST_STEP.get(sampler, np.inf):
         return ""
+    i = int(growth.argmax())
+    which = "first" if i == 0 else "last" if i == len(growth) - 1 else f"{i + 1}th"
     return (
-        f"note: {config.sampling.sampler} goes from sigma/alpha = {ratio[0]:.3g} to {ratio[1]:.3g} in its first step, "
-        "which is too long for it; take more steps, --config.sampling.grid=logsnr or karras, or "
-        "--config.sampling.sampler=heun_flow"
+        f"note: {sampler} goes from sigma/alpha = {ratio[i]:.3g} to {ratio[i + 1]:.3g} in its "
+        f"{which} step, which is too long for it; take more steps, "
+        "--config.sampling.grid=logsnr or karras, or --config.sampling.sampler=heun_flow"
     )
+
+
+def classes(config: Config) -> int:
+    """How many labels a sample can be asked for; 0 where the network is told none."""
+    told = any(one.entry == "label" for one in config.conditioning)
+    return config.data.num_classes if told else 0
 
 
 def labels(config: Config, index: np.ndarray) -> np.ndarray:
@@ -85,129 +67,160 @@ def labels(config: Config, index: np.ndarray) -> np.ndarray:
     return index % config.data.num_classes if label < 0 else np.full_like(index, label)
 
 
-def guidance_interval(config: Config) -> tuple[float, float] | None:
-    """sampling.guidance_interval as two numbers, None where it is empty; UserError where it is
-    neither."""
-    text = config.sampling.guidance_interval
-    try:
-        interval = tuple(map(float, text.split(","))) if text else (0.0, math.inf)
-    except ValueError:
-        interval = ()
-    if len(interval) != 2 or not 0.0 <= interval[0] < interval[1]:
-        raise UserError(f"config.sampling.guidance_interval must be 0 <= low < high, as in 0.3,3, not {text!r}")
-    return interval if text else None
+def make_asked(config: Config, parts: Parts) -> Callable:
+    """asked(index [n]) -> the entries of a batch by which sample number index[j] is conditioned.
 
+    Labels are as `labels` says; what else the network is told is that of the held-out example of
+    the same number, round and round."""
+    others = [name for name in parts.conditioner.reads if name != "label"]
+    source = load_source(config, config.data.eval_split) if others else None
 
-def check_can_guide(config: Config) -> None:
-    """Raises UserError where a run has nothing to be guided away from."""
-    if not config.sampling.weak and not config.training.label_dropout:
-        raise UserError(
-            "config.sampling.guidance needs a run trained with training.label_dropout above 0, "
-            "or a weaker one: config.sampling.weak=WORKDIR"
-        )
+    def asked(index: np.ndarray) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        if source is not None:
+            examples = pipeline.examples(source, index % len(source))
+            found = {name: examples[name] for name in others}
+        if "label" in parts.conditioner.reads:
+            found["label"] = labels(config, index).astype(np.int32)
+        return found
 
-
-def check_guidance(config: Config) -> None:
-    """Raises UserError for settings of guidance that are out of range or that the run cannot
-    follow."""
-    sampling = config.sampling
-    if not 0.0 <= sampling.guidance_rescale <= 1.0:
-        raise UserError(f"config.sampling.guidance_rescale must lie in [0, 1], not {sampling.guidance_rescale}")
-    guidance_interval(config)
-    if sampling.guidance:
-        check_can_guide(config)
-    elif sampling.weak:
-        raise UserError("config.sampling.weak guides by the weight config.sampling.guidance, which is 0")
+    return asked
 
 
 def branches(
-    config: Config, parts: Any, params: PyTree, label: Any = None, weak: PyTree = None
+    config: Config, parts: Parts, params: PyTree, cond: Any = None, weak: PyTree = None
 ) -> tuple[NetworkDenoiser, NetworkDenoiser]:
-    """(the run's denoiser for `label`, the one that guidance leads away from: of `weak`, else
-    without the label)."""
+    """(the run's denoiser for `cond`, the one that guidance leads away from: of `weak`, else told
+    nothing)."""
     check_can_guide(config)
-    if bool(config.sampling.weak) != (weak is not None):
-        raise ValueError("config.sampling.weak goes with its parameters, from generate.weak_params: give both or neither")
-    conditional = make_denoiser(parts.apply_fn, params, parts.parameterization, label)
+    if bool(parts.guide.weak) != (weak is not None):
+        raise ValueError("sampling.guide.weak goes with its parameters: give both or neither")
+    conditional = make_denoiser(parts.apply_fn, params, parts.parameterization, cond)
     if weak is not None:
-        return conditional, conditional._replace(params=weak)
-    return conditional, conditional._replace(cond=jnp.full_like(label, config.data.num_classes))
+        return conditional, make_denoiser(parts.apply_fn, weak, parts.parameterization, cond)
+    assert parts.conditioner.null is not None
+    nothing = parts.conditioner.null(cond)
+    return conditional, make_denoiser(parts.apply_fn, params, parts.parameterization, nothing)
 
 
-def limited(config: Config, denoiser: Denoiser) -> Denoiser:
-    """x0 kept to the data's range as the settings say."""
+def limited(config: Config, parts: Parts, denoiser: Denoiser) -> Denoiser:
+    """x0 kept to the codec's range as the settings say."""
+    if parts.codec.range is None:
+        return denoiser
     if config.sampling.threshold:
         return dynamic_threshold(denoiser, config.sampling.threshold)
-    return clip_x0(denoiser) if config.sampling.clip_x0 else denoiser
+    return clip_x0(denoiser, *parts.codec.range) if config.sampling.clip_x0 else denoiser
 
 
-def combined(config: Config, conditional: Denoiser, other: Denoiser, w: Any) -> Denoiser:
+def combined(
+    config: Config, parts: Parts, conditional: Denoiser, other: Denoiser, w: Any
+) -> Denoiser:
     """The two branches' denoiser, guided and limited as the settings say."""
-    guided = classifier_free(conditional, other, w, guidance_interval(config), config.sampling.guidance_rescale)
-    return limited(config, guided)
+    between: Any = parts.guide.interval
+    guided = classifier_free(conditional, other, w, between, parts.guide.rescale)
+    return limited(config, parts, guided)
 
 
 def make_run_denoiser(
-    config: Config, parts: Any, params: PyTree, label: Any = None, w: Any = None, weak: PyTree = None
+    config: Config,
+    parts: Parts,
+    params: PyTree,
+    cond: Any = None,
+    w: Any = None,
+    weak: PyTree = None,
 ) -> Denoiser:
     """The denoiser that a run draws with: its network's, guided and limited as config.sampling
-    says. For within a jit.
+    says.
 
-    label: [B], or None where the run has no classes. w: guidance's weight, scalar or [B], may be
-    traced; None for no guidance. weak: the parameters of sampling.weak, from
-    `generate.weak_params`. UserError where the run cannot be guided. """
+    For within a jit. cond: what the network is told, of B examples. w: guidance's weight, scalar or
+    [B], may be traced; None for no guidance. weak: the parameters of sampling.guide.weak, from
+    `runs.open.weak_params`. UserError where the run cannot be guided.
+    """
     if w is None:
-        return limited(config, make_denoiser(parts.apply_fn, params, parts.parameterization, label))
-    return combined(config, *branches(config, parts, params, label, weak), w)
+        denoiser = make_denoiser(parts.apply_fn, params, parts.parameterization, cond)
+        return limited(config, parts, denoiser)
+    return combined(config, parts, *branches(config, parts, params, cond, weak), w)
 
 
 def make_run_sampler(
-    config: Config, parts: Any, params: PyTree, label: Any = None, w: Any = None, weak: PyTree = None
+    config: Config,
+    parts: Parts,
+    params: PyTree,
+    cond: Any = None,
+    w: Any = None,
+    weak: PyTree = None,
 ) -> Sampler:
-    """The run's sampler; with guidance, one that evaluates the other branch every
-    sampling.guidance_every steps.
+    """The run's sampler; with guidance, one that evaluates the other branch every guide.every
+    steps.
 
     The arguments are those of `make_run_denoiser`, whose result is the denoiser of the last hop.
     """
-    if w is None or config.sampling.guidance_every == 1:
+    if w is None or parts.guide.every == 1:
         return parts.sampler
-    conditional, other = branches(config, parts, params, label, weak)
-    build = lambda stand_in: combined(config, conditional, stand_in, w)
-    return cached(parts.sampler, other, build, config.sampling.guidance_every)
+    conditional, other = branches(config, parts, params, cond, weak)
+    build = lambda stand_in: combined(config, parts, conditional, stand_in, w)
+    return cached(parts.sampler, other, build, parts.guide.every)
 
 
-def make_generate(config: Config, parts: Any, trajectory: bool = False, weak: PyTree = None) -> Callable:
-    """generate(params, index, seed=None, w=None) -> float images [n, H, W, C] in about [-1, 1], on
-    all devices.
+def told(parts: Parts, asked: dict) -> dict:
+    """What the network is told of examples, within a jit. asked: entries of their batch."""
+    return dict(parts.conditioner.train(None, asked)[1])
 
-    Sample number i = index[j] depends on the seed, i, its label and its w alone. seed and w,
+
+def make_generate(
+    config: Config, parts: Parts, trajectory: bool = False, weak: PyTree = None
+) -> Callable:
+    """generate(params, index, seed=None, w=None) -> x0 [n, *shape], on all devices.
+
+    Sample number i = index[j] depends on the seed, i, its condition and its w alone. seed and w,
     scalars or one an example, are sampling.seed and sampling.guidance where not given; their values
     compile nothing anew, but w = 0 for all leaves guidance out. weak: the parameters of
-    sampling.weak, from `generate.weak_params`. With trajectory: (images, `samplers.Path` with
-    examples first). """
-    sampling, shape = config.sampling, tuple(config.data.shape)
+    sampling.guide.weak, from `runs.open.weak_params`. With trajectory: (x0, `samplers.Path` with
+    examples first).
+    """
+    sampling, shape = config.sampling, tuple(parts.codec.shape)
+    asked = make_asked(config, parts)
 
     def draw(all_params, examples):
         params, weak = all_params
-        key = lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)
+        key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
         keys = jax.vmap(key)(examples["seed"], examples["index"])
-        run = (config, parts, params, examples.get("label"), examples.get("w"), weak)
+        cond = told(parts, examples["asked"])
+        run = (config, parts, params, cond, examples.get("w"), weak)
         denoiser, sampler = make_run_denoiser(*run), make_run_sampler(*run)
-        x_init = initial_noise(fold_in(keys, 0), shape, jax.tree.map(lambda a: a[0], parts.grid))
-        drawn: Any = samplers.sample(sampler, denoiser, fold_in(keys, 1), x_init, parts.grid, trajectory)
-        return (drawn[0], jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), drawn[1])) if trajectory else drawn
+        first = jax.tree.map(lambda a: a[0], parts.grid)
+        x_init = initial_noise(fold_in(keys, 0), shape, first)
+        drawn: Any = samplers.sample(
+            sampler, denoiser, fold_in(keys, 1), x_init, parts.grid, trajectory
+        )
+        if not trajectory:
+            return drawn
+        return drawn[0], jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), drawn[1])
 
     mapped = map_examples(draw)
 
     def generate(params, index, seed=None, w=None):
         index = np.asarray(index)
         every = lambda value, dtype: np.broadcast_to(np.asarray(value, dtype), index.shape)
-        examples = {"index": index, "seed": every(sampling.seed if seed is None else seed, np.uint32)}
+        numbers = every(sampling.seed if seed is None else seed, np.uint32)
+        examples = {"index": index, "seed": numbers, "asked": asked(index)}
         weight = every(sampling.guidance if w is None else w, np.float32)
         if weight.any():
             examples["w"] = weight
-        if config.data.num_classes:
-            examples["label"] = labels(config, index)
-        return mapped((params, weak), examples)
+        with precision(config.model.values().get("dtype")):
+            return mapped((params, weak), examples)
 
     return generate
+
+
+def draw(
+    generate: Callable, params, num: int, batch_size: int, progress: bool = False
+) -> np.ndarray:
+    """Samples 0 ... num - 1, x0 [num, *shape]; a last batch that is not full is filled up, so that
+    shapes stay."""
+    drawn, size = [], min(batch_size, num)
+    with tqdm.tqdm(total=num, unit="image", disable=not progress) as bar:
+        for index, count in equal_batches(num, size):
+            drawn.append(generate(params, index)[:count])
+            bar.update(len(drawn[-1]))
+    return np.concatenate(drawn)

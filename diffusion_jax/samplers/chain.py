@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from diffusion_jax.core import noise
 from diffusion_jax.core.components import is_component
@@ -90,7 +91,7 @@ def _can_be_compiled(sampler: Sampler, denoiser: Denoiser, *others: Any) -> bool
         hash((sampler, structure))
     except TypeError:
         return False
-    return all(isinstance(a, arrays) and not isinstance(a, jax.core.Tracer) for a in leaves)
+    return all(isinstance(a, arrays) and not isinstance(a, core.Tracer) for a in leaves)
 
 
 def _sample(

@@ -19,52 +19,8 @@ import orbax.checkpoint as ocp
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import MENDED, reason, write_text, writing
-from diffusion_jax.devices.parallel import agreed, primary, process, wait_for_all
-from diffusion_jax.runs.config import Config, differences, load, to_json
+from diffusion_jax.devices.processes import agreed, primary, process, wait_for_all
 from diffusion_jax.training.state import TrainState
-
-
-def check_step(workdir: pathlib.Path, step: int, config: Config) -> None:
-    """Raises UserError where a run cannot go on from a step with this config's steps_per_call."""
-    if step % config.training.steps_per_call:
-        raise UserError(
-            f"{workdir} goes on at step {step}, which is no multiple of "
-            f"training.steps_per_call={config.training.steps_per_call}; use a divisor of it"
-        )
-
-
-def check_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Raises UserError where the folder is another experiment's or no run's. What `data` wrote
-    before the run may lie there."""
-    stored = workdir / "config.json"
-    if stored.exists():
-        changed = differences(load(stored), config)
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with other settings ({'; '.join(changed)}); choose another --workdir"
-            )
-        saved = [
-            int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()
-        ]
-        if saved:
-            check_step(workdir, max(saved), config)
-    elif workdir.is_dir() and any(path.name != "data" for path in workdir.iterdir()):
-        raise UserError(
-            f"{workdir} is not empty and holds no run of this program; choose another --workdir"
-        )
-
-
-def open_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Makes the folder of a run, or enters it again; UserError as of `check_workdir`, and where it
-    cannot be written."""
-    check_workdir(workdir, config)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / "config.json", to_json(config))
-    except OSError as error:
-        raise UserError(
-            f"the workdir {workdir} cannot be written: {error.strerror or error}"
-        ) from None
 
 
 @functools.cache
@@ -204,7 +160,8 @@ class Checkpoints:
                 else "there is none yet"
             )
             raise UserError(
-                f"the checkpoint of step {self.saving} cannot be written to {self.folder}: {reason(error)}; {last}"
+                f"the checkpoint of step {self.saving} cannot be written to {self.folder}: "
+                f"{reason(error)}; {last}"
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
@@ -229,7 +186,8 @@ class Checkpoints:
             if not steps and bad:
                 found = "; ".join(f"step {step}: {why}" for step, why in bad.items())[:400]
                 raise UserError(
-                    f"no checkpoint in {self.folder} is whole ({found}); bring one back from a copy, or move them all away "
+                    f"no checkpoint in {self.folder} is whole ({found}); bring one back from a "
+                    "copy, or move them all away "
                     "to start again"
                 )
             if not steps:
@@ -266,7 +224,10 @@ class Checkpoints:
                     aside.parent.mkdir(exist_ok=True)
                     os.replace(folder, aside)
                 where = f", was moved to {aside}"
-            note = f"the checkpoint of step {number} is damaged ({why}){where}; that of step {step} is used"
+            note = (
+                f"the checkpoint of step {number} is damaged ({why}){where}; "
+                f"that of step {step} is used"
+            )
             self.notes.append(note)
             if self.read_only:
                 print(f"note: {note}", file=sys.stderr)

@@ -6,33 +6,44 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from diffusion_jax.core import noise
 from diffusion_jax.core.noise import example_keys
-from diffusion_jax.core.types import Timesteps
+from diffusion_jax.core.types import ApplyFn, Timesteps
 from diffusion_jax.data import pipeline
 from diffusion_jax.devices.parallel import equal_batches, map_examples
+from diffusion_jax.objectives import Context, Objective
 
 
 def make_evaluate(
-    loss_fn: Callable, distribution: Timesteps, source, examples: int, batch_size: int, seed: int
+    objective: Objective,
+    apply_fn: ApplyFn,
+    distribution: Timesteps,
+    source,
+    examples: int,
+    batch_size: int,
+    seed: int,
 ) -> Callable:
-    """evaluate(params) -> the mean loss of `examples` examples, going round the source as often as
-    that takes.
+    """evaluate(params, aux) -> the mean loss of `examples` examples, going round the source as
+    often as that takes; all conditions told, nothing augmented.
 
-    loss_fn: (params, keys [B], batch, t [B]) -> losses [B]. distribution: of t, one without a
-    state."""
-    t_key, noise_key = jax.random.split(jax.random.key(seed))
+    distribution: of t, one without a state.
+    """
+    t_key, noise_key = jax.random.split(noise.key(seed))
 
-    def losses(params, index, batch):
-        t, _ = distribution.sample((), t_key, index, examples)
-        return loss_fn(params, example_keys(noise_key, index), batch, t)
+    def losses(params_and_aux, index, batch):
+        params, aux = params_and_aux
+        t, weights = distribution.sample((), t_key, index, examples)
+        keys = example_keys(noise_key, index)
+        context = Context(apply_fn, params, 0, keys, t, weights, training=False)
+        return objective.loss(params, aux, context, batch)[0]
 
     mapped = map_examples(losses)
 
-    def evaluate(params) -> float:
+    def evaluate(params, aux) -> float:
         total = 0.0
         for index, kept in equal_batches(examples, batch_size):
             batch = pipeline.examples(source, index % len(source))
-            total += mapped(params, index, batch)[:kept].astype(np.float64).sum()
+            total += mapped((params, aux), index, batch)[:kept].astype(np.float64).sum()
         return total / examples
 
     return evaluate

@@ -1,34 +1,56 @@
 """The training state: arrays only, so that it is saved, donated and replicated as it stands."""
 
+import re
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.core.types import PyTree
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step changes. `timesteps` is the state of the distribution of t, () for one that has
-    none."""
+    """What a step changes. `frozen`: parameters that are not trained; `aux`: the objective's
+    own."""
 
     step: jax.Array  # int32 scalar, the number of optimizer steps taken
     params: PyTree
     ema_params: PyTree
     opt_state: PyTree
-    timesteps: Any = ()
+    frozen: PyTree = ()
+    aux: Any = ()
 
 
 def init_state(
-    params: PyTree, optimizer: optax.GradientTransformation, timesteps: PyTree = ()
+    params: PyTree, optimizer: optax.GradientTransformation, frozen: PyTree = (), aux: PyTree = ()
 ) -> TrainState:
     """The state before the first step; the EMA starts at the parameters."""
     ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), timesteps
-    )
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, ema_params, optimizer.init(params), frozen, aux)
+
+
+def split(params: PyTree, pattern: str) -> tuple[PyTree, PyTree]:
+    """(trained, frozen) parameters; frozen are those whose path, as down0_block0/conv1/kernel, the
+    regular expression is found in, () where it is empty. ValueError where it finds none, or all."""
+    if not pattern:
+        return params, ()
+    flat = flatten_dict(params)
+    found = {path for path in flat if re.search(pattern, "/".join(path))}
+    if not found or len(found) == len(flat):
+        raise ValueError(f"{pattern!r} names {'all' if found else 'none'} of the parameters")
+    part = lambda inside: {path: a for path, a in flat.items() if (path in found) == inside}
+    return unflatten_dict(part(False)), unflatten_dict(part(True))
+
+
+def whole(params: PyTree, frozen: PyTree) -> PyTree:
+    """Trained and frozen parameters as one tree, what the network takes."""
+    if not jax.tree.leaves(frozen):
+        return params
+    return unflatten_dict({**flatten_dict(params), **flatten_dict(frozen)})
 
 
 def warmed_up_ema(decay: float):

@@ -1,4 +1,5 @@
-"""The training step, a pure function of state, key and batch. `parallel.py` puts it on devices."""
+"""The training step, a pure function of state, key and batch. `devices.parallel` puts it on
+devices."""
 
 from collections.abc import Callable
 
@@ -6,75 +7,55 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.conditioning.augment import augment
-from diffusion_jax.core.noise import example_keys, fold_in, normal
-from diffusion_jax.core.types import ApplyFn, Loss, Schedule, Timesteps
-from diffusion_jax.devices.cpu import unroll
+from diffusion_jax.core.noise import example_keys
+from diffusion_jax.core.types import ApplyFn
+from diffusion_jax.objectives import Context, Objective
 from diffusion_jax.training.clipping import global_norm
-from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.state import TrainState, whole
 
 
-def make_loss_fn(
-    apply_fn: ApplyFn,
-    schedule: Schedule,
-    loss: Loss,
-    label_dropout: float = 0.0,
-    no_label: int = 0,
-    augmentation: float = 0.0,
-) -> Callable:
-    """(params, keys [B], batch, t [B]) -> losses [B] of a batch {"image": uint8 [B, H, W, C],
-    "label": int [B], optional}.
-
-    apply_fn takes `dropout_key` besides: the key of the batch's dropout. With the probability
-    `label_dropout` an example's label, which the batch must then have, becomes `no_label` (Ho &
-    Salimans 2022, algorithm 1), by the example's own key. With an `augmentation` above 0 images are
-    transformed by `augment.augment` with that probability, and apply_fn is given the conditioning
-    as `augmentation`."""
-
-    def loss_fn(params, keys, batch, t, dropout_key=None):
-        x0, labels = to_float(batch["image"]), batch.get("label")
-        if label_dropout > 0:
-            drop = jax.vmap(lambda key: jax.random.bernoulli(key, label_dropout))(fold_in(keys, 1))
-            labels = jnp.where(drop, no_label, batch["label"])
-        told = {}
-        if augmentation > 0:
-            x0, told["augmentation"] = augment(fold_in(keys, 2), x0, augmentation)
-        network = lambda x, t, cond: apply_fn(params, x, t, cond, dropout_key=dropout_key, **told)
-        return loss(network, x0, normal(fold_in(keys, 0), x0.shape[1:]), schedule.level(t), labels)
-
-    return loss_fn
-
-
-def to_float(images):
-    """uint8 0 ... 255 -> float32 in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
+def _same(tree):
+    return tree
 
 
 def make_train_step(
-    loss_fn: Callable,
+    objective: Objective,
+    apply_fn: ApplyFn,
     optimizer: optax.GradientTransformation,
     ema: Callable,
-    timesteps: Timesteps,
-    t_range: tuple[float, float],
+    learning_rate: Callable | None = None,
     *,
     axis_name: str | None = None,
     accumulation: int = 1,
-    spread: Callable = lambda tree: tree,
+    gathered: Callable = _same,
+    spread: Callable = _same,
+    unroll: bool = False,
 ) -> Callable:
     """step(state, key, batch) -> (state, metrics): one optimizer step and one EMA step on a batch.
 
-    loss_fn: (params, keys [b], batch, t [b], dropout_key) -> losses [b]. ema: step -> decay.
-    t_range: the least and the largest t, for the loss by quartile of t. accumulation: gradients of
-    that many equal parts of the batch are summed one after the other, with the result of the whole
-    batch. Under pmap, axis_name names the axis and the batch is this device's share. spread: of a
-    mesh, puts arrays [accumulation, b, ...] of an accumulated batch on all devices again.
+    ema: step -> decay. learning_rate: step -> that of the optimizer, to be logged: computed on the
+    host's call, it would queue up behind the step that is running. accumulation: gradients of that
+    many equal parts of the batch are summed one after the other, with the result of the whole
+    batch; unroll: without a loop. Under pmap, axis_name names the axis and the batch is this
+    device's share. Of a mesh, gathered: parameters
+    -> the same, all on every device; spread: puts arrays [accumulation, b, ...] of an accumulated
+    batch on all devices again.
 
     Example number i of the whole batch meets the same t and the same noise, those of state.step and
     i, on any number of devices and in any number of parts; dropout alone depends on these. Metrics
-    are float32 scalars; a quartile that no example fell into is NaN."""
-    devices = lambda: jax.lax.axis_size(axis_name) if axis_name else 1
-    mean = lambda tree: jax.lax.pmean(tree, axis_name) if axis_name else tree
-    gather = lambda a: jax.lax.all_gather(a, axis_name, tiled=True) if axis_name else a
+    are float32 scalars: the loss, its mean in each quartile of the log-SNR, q0 the cleanest, the
+    objective's own, the norms of gradient and parameters.
+    """
+
+    def devices():
+        return jax.lax.axis_size(axis_name) if axis_name else 1
+
+    def mean(tree):
+        return jax.lax.pmean(tree, axis_name) if axis_name else tree
+
+    def gather(tree):
+        collect = lambda a: jax.lax.all_gather(a, axis_name, tiled=True)
+        return jax.tree.map(collect, tree) if axis_name else tree
 
     def step(state: TrainState, key, batch):
         size = jax.tree.leaves(batch)[0].shape[0]
@@ -85,63 +66,75 @@ def make_train_step(
         key = jax.random.fold_in(key, state.step)
         first = jax.lax.axis_index(axis_name) * size if axis_name else 0
         index = first + jnp.arange(size)
-        t, weights = timesteps.sample(
-            state.timesteps, jax.random.fold_in(key, 0), index, size * devices()
-        )
+        times_key = jax.random.fold_in(key, 0)
+        t, weights = objective.sample(state.aux, times_key, index, size * devices())
         keys = example_keys(jax.random.fold_in(key, 1), index)
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), first)
 
         def weighted_loss(params, keys, batch, t, weights, dropout_key):
-            losses = loss_fn(params, keys, batch, t, dropout_key)
-            return jnp.mean(weights * losses), losses
+            ema_params = whole(state.ema_params, state.frozen)
+            context = Context(apply_fn, ema_params, state.step, keys, t, weights, dropout_key)
+            params = whole(gathered(params), gathered(state.frozen))
+            losses, report = objective.loss(params, state.aux, context, batch)
+            return jnp.mean(weights * losses), (losses, report)
 
         def accumulate(total, part):
-            (_, losses), gradients = gradient(state.params, *part)
-            return jax.tree.map(jnp.add, total, gradients), losses
+            (_, found), gradients = gradient(state.params, *part)
+            return jax.tree.map(jnp.add, total, gradients), found
 
         gradient = jax.value_and_grad(weighted_loss, has_aux=True)
         if accumulation == 1:
-            (_, losses), gradients = gradient(state.params, keys, batch, t, weights, dropout_key)
+            (_, (losses, report)), gradients = gradient(
+                state.params, keys, batch, t, weights, dropout_key
+            )
         else:
-            split = lambda a: spread(a.reshape((accumulation, size // accumulation) + a.shape[1:]))
-            parts = (
-                *jax.tree.map(split, (keys, batch, t, weights)),
-                jax.random.split(dropout_key, accumulation),
-            )
+            cut = lambda a: spread(a.reshape((accumulation, size // accumulation) + a.shape[1:]))
+            own = jax.random.split(dropout_key, accumulation)
+            parts = (*jax.tree.map(cut, (keys, batch, t, weights)), own)
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            total, losses = jax.lax.scan(accumulate, zeros, parts, unroll=unroll(accumulation))
-            gradients, losses = (
-                jax.tree.map(lambda g: g / accumulation, total),
-                losses.reshape(size),
-            )
+            times = accumulation if unroll else 1
+            total, found = jax.lax.scan(accumulate, zeros, parts, unroll=times)
+            gradients = jax.tree.map(lambda g: g / accumulation, total)
+            losses, report = jax.tree.map(lambda a: a.reshape((size,) + a.shape[2:]), found)
 
         gradients = mean(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema(state.step))
-        t, losses, weights = gather(t), gather(losses), gather(weights)
-        state = TrainState(
-            state.step + 1,
-            params,
-            ema_params,
-            opt_state,
-            timesteps.update(state.timesteps, t, losses),
-        )
+        decay = ema(state.step)
+        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
+        report = gather({**report, "t": t, "losses": losses, "weights": weights})
+        state = TrainState(state.step + 1, params, ema_params, opt_state, state.frozen, state.aux)
+        state = state.replace(aux=objective.update(state.aux, state, report))
         metrics = {
-            "loss": jnp.mean(weights * losses),
-            **loss_by_quartile(t, losses, t_range),
+            "loss": jnp.mean(report["weights"] * report["losses"]),
+            **averages(report),
             "grad_norm": global_norm(gradients),
             "param_norm": global_norm(params),
         }
+        if learning_rate is not None:
+            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step - 1), jnp.float32)
         return state, metrics
 
     return step
 
 
-def loss_by_quartile(t, losses, t_range: tuple[float, float]) -> dict:
-    """Mean loss of the examples in each quarter of the range of t, `loss_q0` the cleanest."""
-    low, high = t_range
-    quarter = jnp.clip(jnp.floor(4.0 * (t - low) / max(high - low, 1e-12)), 0, 3)
-    inside = quarter[None] == jnp.arange(4)[:, None]
-    means = jnp.sum(jnp.where(inside, losses, 0.0), axis=1) / jnp.sum(inside, axis=1)
-    return {f"loss_q{i}": means[i] for i in range(4)}
+def averages(report: dict) -> dict:
+    """What a report says beside the loss: quartiles of the loss by log-SNR, and means of the
+    rest."""
+    own = report.keys() - {"t", "losses", "weights", "logsnr"}
+    found = {name: jnp.mean(report[name]) for name in sorted(own)}
+    if "logsnr" in report:
+        found |= loss_by_quartile(report["logsnr"], report["losses"])
+    return found
+
+
+def loss_by_quartile(logsnr, losses) -> dict:
+    """Mean loss of each quarter of the examples by their log-SNR, `loss_q0` the cleanest.
+
+    logsnr: [B] or, with levels of their own for parts of an example, [B, ...], which count by their
+    mean; losses: [B]. Quarters are as equal as B allows; NaN where B is below 4 and one has none.
+    """
+    count = losses.shape[0]
+    order = jnp.argsort(-jnp.mean(logsnr.reshape(count, -1), axis=1), stable=True)
+    ends = [round(count * i / 4) for i in range(5)]
+    return {f"loss_q{i}": jnp.mean(losses[order[ends[i] : ends[i + 1]]]) for i in range(4)}

@@ -11,7 +11,7 @@ from tiny import ROOT, experiment_file, pixels, run_command, tiny_config
 import main
 from diffusion_jax.commands import train as loop
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.training.checkpoint import open_workdir
+from diffusion_jax.runs.workdir import open_workdir
 
 
 @pytest.fixture(scope="module")
@@ -500,7 +500,8 @@ def test_help_is_the_page_of_commands():
 
 def test_every_experiment_builds():
     from diffusion_jax.runs.build import build
-    from diffusion_jax.runs.config import from_dict, load, to_json
+    from diffusion_jax.runs.config import from_dict
+    from diffusion_jax.runs.settings import load, to_json
 
     for path in (ROOT / "experiments").glob("*.py"):
         config = load(path)

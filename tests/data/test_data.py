@@ -1,4 +1,3 @@
-import functools
 import json
 import pathlib
 import subprocess
@@ -12,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import pipeline, sources
-from diffusion_jax.runs.config import Data
+from diffusion_jax.data.spec import Declared, spec_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CIFAR = ROOT.parent / "shared" / "data" / "tensorflow_datasets"
@@ -72,7 +71,8 @@ class Numbers:
     def __getitem__(self, i): return {"label": np.int32(i)}
 
 process, processes, batch_size = map(int, sys.argv[1:])
-begin = lambda: pipeline.training_batches(Numbers(), batch_size, 5, True, process, processes, epochs=2)
+shard = (process, processes)
+begin = lambda: pipeline.training_batches(Numbers(), batch_size, 5, 'image', *shard, epochs=2)
 pipeline.Flip.random_map = lambda self, element, rng: element  # there is nothing to mirror
 batches = begin()
 read = [next(batches)["label"].tolist() for _ in range(700 // batch_size)]
@@ -117,7 +117,7 @@ def test_real_processes_read_every_example_once_an_epoch_also_after_a_resume(pro
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_processes_read_what_one_alone_would_in_its_order(processes):
     """Every part of a batch, flips included, and from the state of another number of processes."""
-    begin = lambda *shard: pipeline.training_batches(Arrow(13), 12, 3, True, *shard)
+    begin = lambda *shard: pipeline.training_batches(Arrow(13), 12, 3, "image", *shard)
     alone = begin()
     for _ in range(2):
         next(alone)
@@ -136,7 +136,7 @@ def test_processes_read_what_one_alone_would_in_its_order(processes):
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_a_stream_that_ends_is_all_read(total, processes):
     parts = [
-        pipeline.training_batches(Numbers(total), 12, 0, False, p, processes, epochs=1)
+        pipeline.training_batches(Numbers(total), 12, 0, "", p, processes, epochs=1)
         for p in range(processes)
     ]
     read = [label for part in parts for batch in part for label in batch["label"]]
@@ -145,16 +145,16 @@ def test_a_stream_that_ends_is_all_read(total, processes):
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(UserError, match="training.batch_size=16 is not divisible by 3 processes"):
-        pipeline.training_batches(Numbers(40), 16, 0, False, 0, 3)
+        pipeline.training_batches(Numbers(40), 16, 0, "", 0, 3)
 
 
 def test_the_state_goes_on_in_mid_epoch():
-    reference = pipeline.training_batches(Numbers(10), 4, seed=3, flip=True)
+    reference = pipeline.training_batches(Numbers(10), 4, seed=3, flip="image")
     for _ in range(2):
         next(reference)
     state = reference.get_state()
     expected = [next(reference) for _ in range(4)]
-    resumed = pipeline.training_batches(Numbers(10), 4, seed=3, flip=True)
+    resumed = pipeline.training_batches(Numbers(10), 4, seed=3, flip="image")
     resumed.set_state(state)
     for batch in expected:
         again = next(resumed)
@@ -165,7 +165,7 @@ def test_the_state_goes_on_in_mid_epoch():
 def test_flip_mirrors_about_half():
     images = np.concatenate(
         [
-            next(pipeline.training_batches(Arrow(400), 400, seed=s, flip=True))["image"]
+            next(pipeline.training_batches(Arrow(400), 400, seed=s, flip="image"))["image"]
             for s in range(2)
         ]
     )
@@ -174,26 +174,61 @@ def test_flip_mirrors_about_half():
     assert (images.sum((1, 2, 3)) == 1).all()
 
 
+def test_a_flip_of_what_is_no_image_is_refused():
+    points = [{"points": np.zeros((4, 2), np.float32)}] * 8
+    assert next(pipeline.training_batches(points, 4, seed=0))["points"].shape == (4, 4, 2)
+    with pytest.raises(
+        UserError, match="config.data.flip mirrors images, which 'image' holds none of"
+    ):
+        next(pipeline.training_batches(points, 4, seed=0, flip="image"))
+    with pytest.raises(UserError, match="which 'points' holds none of"):
+        next(pipeline.training_batches(points, 4, seed=0, flip="points"))
+
+
 def test_a_source_that_is_not_what_the_experiment_says_is_refused():
-    with pytest.raises(UserError, match="images of shape"):
-        sources.load(Data(shape=(32, 32, 3)), "train")
-    with pytest.raises(UserError, match="10 classes, but data.num_classes is 3"):
-        sources.load(Data(num_classes=3), "test")
+    source = sources.digits("train")
+    sources.check(source, Declared((8, 8, 1), 10), "train", "digits")
+    with pytest.raises(UserError, match=r"images of shape \(8, 8, 1\), .* is \(32, 32, 3\)"):
+        sources.check(source, Declared((32, 32, 3), 10), "train", "digits")
+    with pytest.raises(UserError, match="10 classes, but config.data.num_classes is 3"):
+        sources.check(source, Declared((8, 8, 1), 3), "train", "digits")
+    with pytest.raises(UserError, match="digits has no 'points', only image, label"):
+        sources.check(source, Declared((8, 8, 1), 10), "train", "digits", entry="points")
+    with pytest.raises(UserError, match="the split 'train' of digits is empty"):
+        sources.check([], Declared((8, 8, 1), 10), "train", "digits")
 
 
-def test_a_source_without_8_bit_images_is_refused(monkeypatch):
-    for image in (np.zeros((8, 8, 1), np.float32), None):
-        example = {"label": 0} if image is None else {"image": image, "label": 0}
-        monkeypatch.setitem(
-            sources.SOURCES, "odd", functools.partial(lambda example, split: [example], example)
-        )
-        with pytest.raises(UserError, match="odd has no 8-bit images"):
-            sources.load(Data(source="odd"), "train")
+class Ranged(list):
+    """Examples whose floats have a range."""
+
+    range, num_classes = (0.0, 1.0), 0
+
+
+def test_a_source_without_images_of_8_bits_or_of_a_range_is_refused():
+    declared = Declared((8, 8, 1), 0)
+    floats = {"image": np.zeros((8, 8, 1), np.float32)}
+    sources.check(Ranged([floats]), declared, "train", "floats")
+    for example, complaint in (
+        (floats, "odd has images of float32; they must be of 8 bits"),
+        ({"image": np.zeros((8, 8, 1), np.int16)}, "odd has images of int16"),
+        ({"label": 0}, "odd has no 'image', only label"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            sources.check([example], declared, "train", "odd")
+
+
+def test_the_spec_of_a_source_is_that_of_its_examples():
+    assert spec_of(sources.digits("test")) == {
+        "image": ((8, 8, 1), np.uint8),
+        "label": ((), np.int32),
+    }
 
 
 def test_a_tfds_set_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="tfds cannot read 'no_such_set'"):
         sources.tfds("train", "no_such_set", str(tmp_path))
+    with pytest.raises(UserError, match="config.data.source.name is empty"):
+        sources.tfds("train")
 
 
 def test_a_tfds_set_that_cannot_be_prepared_names_the_extra_that_can():
@@ -213,9 +248,8 @@ def test_a_tfds_set_that_cannot_be_prepared_names_the_extra_that_can():
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="needs the prepared CIFAR-10 of ../shared/data")
 def test_cifar10_is_read_by_tfds_without_tensorflow():
-    source = sources.load(
-        Data(source="tfds", name="cifar10", folder=str(CIFAR), shape=(32, 32, 3)), "test"
-    )
+    source = sources.tfds("test", "cifar10", str(CIFAR))
+    sources.check(source, Declared((32, 32, 3), 10), "test", "cifar10")
     assert (source.splits, source.class_names[3]) == ({"train": 50_000, "test": 10_000}, "cat")
     assert len(source) == 10_000
     assert {int(source[i]["label"]) for i in range(0, 10_000, 100)} == set(range(10))

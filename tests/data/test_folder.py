@@ -1,21 +1,18 @@
-"""Your own images: `data.source=folder` and `arrays`, and what `main.py data` says of them."""
+"""The source `folder`: your own images."""
 
-import json
 import os
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import curves, pixels, tiny_config
 
-import main
-from diffusion_jax.commands import data as describe
-from diffusion_jax.commands import train as loop
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import folder as folders
-from diffusion_jax.data import images, pipeline, scan, sources
-from diffusion_jax.runs.config import to_json
+from diffusion_jax.data import images, pipeline, scan
+from diffusion_jax.data.spec import Declared
 
 GRAY, COLOUR = (8, 8, 1), (8, 8, 3)
 
@@ -35,7 +32,8 @@ def put(path: pathlib.Path, value=0, size=(8, 8), mode="L", **how) -> pathlib.Pa
 
 
 def load(root, split="all", shape=GRAY, **settings):
-    return folders.folder(split, str(root), shape, **settings)
+    declared = Declared(shape, settings.pop("num_classes", 0))
+    return folders.folder(split, declared, str(root), **settings)
 
 
 def values(source):
@@ -115,8 +113,9 @@ def test_everything_found_in_folders_is_read_or_named(odd):
     )  # upright: 16 high, its middle 8 rows are cut out
     np.testing.assert_allclose(image["turned.jpg"][5:], 0, atol=8)
     assert tuple(source.sizes[source.names.index("dog/turned.jpg")]) == (16, 8)
-    text, empty = source.notes
+    text, others, empty = source.notes
     assert text.startswith("2 of 14 files")
+    assert others == "1 other file is left out: 1 .txt"
     assert "text.png (no image), dog/truncated.png (" in text
     assert empty == "no class, since they hold no image that can be read: empty"
 
@@ -137,7 +136,7 @@ def test_files_that_cannot_be_read_stop_the_program_and_ten_are_named(tmp_path):
         f"12 of 13 files in {tmp_path} cannot be read: bad0.png (no image), bad1.png"
     )
     assert "bad9.png (no image), and 2 more" in text
-    assert "data.unreadable=skip" in text
+    assert "config.data.source.unreadable=skip" in text
     assert "bad10" not in text
 
 
@@ -293,6 +292,124 @@ def test_subfolders_are_the_splits_and_share_their_classes(tmp_path):
         load(tmp_path, "valid")
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out", "split"),
+    [("Train", "validation", "val"), ("train", "dev", "val"), ("TRAINING", "Testing", "test")],
+)
+def test_usual_names_of_splits_are_no_classes_whatever_their_case(tmp_path, train, held_out, split):
+    for i, name in enumerate((f"{train}/cat", f"{train}/dog", f"{held_out}/cat")):
+        put(tmp_path / name / "1.png", 10 * i)
+    parts = {name: load(tmp_path, name, num_classes=2) for name in ("train", "test", split)}
+    assert parts["train"].class_names == ["cat", "dog"]
+    assert values(parts["train"]) == [0, 10]
+    assert values(parts["test"]) == values(parts[split]) == [20]
+    assert values(load(tmp_path, held_out)) == [20]  # by the folder's own name, too
+    assert set(parts["train"].splits) == {"all", "train", "test", split}
+
+
+def test_a_lone_train_folder_is_one_and_the_same_when_named_itself(tmp_path):
+    for i in range(100):
+        put(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
+    (tmp_path / "annotations").mkdir()
+    train, test = load(tmp_path, "train", num_classes=2), load(tmp_path, "test", num_classes=2)
+    assert train.class_names == ["a", "b"]
+    assert len(test) and sorted(values(train) + values(test)) == list(range(100))
+    (note, *_) = train.notes
+    assert note.startswith('train is the split "train"; "test" is one in 20 of its images')
+    assert values(load(tmp_path / "train", "test")) == values(test)
+
+
+def test_a_train_among_other_classes_is_a_vehicle(tmp_path):
+    for i, name in enumerate(("bus", "car", "train")):
+        put(tmp_path / name / "1.png", i)
+    source = load(tmp_path)
+    assert source.class_names == ["bus", "car", "train"]
+    assert source.notes == ["train is a class, no split, since there are others: bus, car"]
+
+
+def test_held_out_images_beside_classes_are_not_trained_on(tmp_path):
+    for i, name in enumerate(("cat/1", "dog/1", "test/cat/1")):
+        put(tmp_path / f"{name}.png", i)
+    train = load(tmp_path, "train", num_classes=2)
+    assert (train.class_names, values(train)) == (["cat", "dog"], [0, 1])
+    assert values(load(tmp_path, "test")) == [2]
+    assert train.notes == ['there is no train folder: "train" is what lies outside of test']
+    put(tmp_path / "held" / "valid" / "1.png")
+    with pytest.raises(UserError, match="the split 'train' of the 1 images in .* is empty"):
+        load(tmp_path / "held", "train")
+
+
+def test_files_that_are_no_images_are_counted_aloud(tmp_path):
+    put(tmp_path / "1.png")
+    for i in range(10):
+        (tmp_path / f"{i}.TXT").touch()
+    for name in ("a.json", "b.json", "README"):
+        (tmp_path / name).touch()
+    assert load(tmp_path).notes == ["13 other files are left out: 10 .txt, 2 .json, 1 nameless"]
+
+
+def test_tiff_and_jfif_are_read(tmp_path):
+    pages = [Image.new("L", (8, 8), value) for value in (10, 200)]
+    pages[0].save(tmp_path / "1.tif", save_all=True, append_images=pages[1:])  # its first page
+    Image.new("RGB", (8, 8), (20, 20, 20)).save(tmp_path / "2.TIFF")
+    Image.fromarray(np.full((8, 8), 30 * 257, np.uint16)).save(tmp_path / "3.tif")
+    put(tmp_path / "jpeg.jpg", 40, quality=95).rename(tmp_path / "4.jfif")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "5.tif")
+    Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(tmp_path / "6.tif")
+    source = load(tmp_path, unreadable="skip")
+    assert values(source) == [10, 20, 30, 40]
+    assert "are floats" in source.faults["5.tif"]
+    assert "more than 16 bits" in source.faults["6.tif"]
+
+
+def sixteen_bit_png(path, pixels, transparent):
+    """A gray PNG of 16 bits with one transparent value, which Pillow does not write."""
+    part = lambda kind, data: b"".join(
+        (struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(kind + data)))
+    )
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 0, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = [(b"IHDR", head), (b"tRNS", struct.pack(">H", transparent))]
+    parts += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(part(*each) for each in parts))
+
+
+@pytest.mark.parametrize("shape", [GRAY, COLOUR])
+def test_the_transparent_colour_of_16_bits_is_white(tmp_path, shape):
+    pixels = np.full((8, 8), 25_700)
+    pixels[0] = 5  # 0 in 8 bits, as 6 is, which is not transparent
+    pixels[1] = 6
+    sixteen_bit_png(tmp_path / "1.png", pixels, 5)
+    image = load(tmp_path, shape=shape)[0]["image"]
+    assert (image[0] == 255).all() and (image[1] == 0).all() and (image[2:] == 100).all()
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (3_001, 7), (13, 502)])
+def test_a_long_image_is_cut_before_it_is_resized(monkeypatch, size):
+    smooth = np.random.default_rng(0).integers(80, 176, size[::-1], np.uint8)  # no overshoot
+    image, resize, made = Image.fromarray(smooth), Image.Image.resize, []
+    scale = max(16 / image.height, 24 / image.width)
+    w, h = round(image.width * scale), round(image.height * scale)
+    box = ((w - 24) // 2, (h - 16) // 2, (w - 24) // 2 + 24, (h - 16) // 2 + 16)
+    whole = image.resize((w, h), Image.Resampling.BICUBIC).crop(box)
+
+    def watched(self, size, *arguments, **more):
+        made.append(size[0] * size[1])
+        return resize(self, size, *arguments, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    cut = images.center_crop(image, 16, 24)
+    assert max(made) <= images.LONG * 16 * 24
+    np.testing.assert_allclose(np.asarray(cut).astype(int), np.asarray(whole), atol=1)
+
+
+def test_a_setting_that_is_none_is_named(tmp_path):
+    put(tmp_path / "1.png")
+    for name in ("resize", "unreadable"):
+        with pytest.raises(ValueError, match=f"{name} must be .* not 'odd'"):
+            load(tmp_path, **{name: "odd"})
+
+
 def test_val_is_the_test_split_where_there_is_no_other(tmp_path):
     put(tmp_path / "train" / "1.png", 1)
     put(tmp_path / "val" / "1.png", 2)
@@ -319,7 +436,7 @@ def test_a_folder_without_splits_is_split_by_its_paths(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "shape", "message"),
     [
-        ("", GRAY, "config.data.folder is empty"),
+        ("", GRAY, "config.data.source.folder is empty"),
         ("nowhere", GRAY, "nowhere is no folder"),
         ("texts", GRAY, r"holds no .png.* files, only 1 .txt"),
         ("one", (8, 8, 4), "1 or 3 channels"),
@@ -404,7 +521,7 @@ def test_what_cannot_be_kept_is_kept_from_nobody(tmp_path, memory, monkeypatch):
     memory.write_text("no folder")
     assert values(load(root)) == [5]
     with pytest.raises(
-        UserError, match="data.cache=true, but .* cannot be written: Not a directory"
+        UserError, match="config.data.source.cache=true, but .* cannot be written: Not a directory"
     ):
         load(root, cache=True)
     memory.unlink()
@@ -430,165 +547,6 @@ def test_a_name_of_any_bytes(tmp_path):
     assert source.names == [name]
     for text in (*source.class_names, *source.notes, *source.faults):
         assert text.encode()  # can be printed
-
-
-IMAGES = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones(GRAY, np.uint8)
-
-
-@pytest.mark.parametrize("names", [("images", "labels"), ("arr_0", "arr_1"), ("x", None)])
-def test_arrays_of_an_npz(tmp_path, names):
-    labels = {names[1]: np.arange(40)[:, None] % 3} if names[1] else {}
-    np.savez(tmp_path / "a.npz", **{names[0]: IMAGES}, **labels)
-    train, test, everything = (
-        sources.arrays(split, str(tmp_path / "a.npz")) for split in ("train", "test", "all")
-    )
-    assert (values(everything), values(test)) == (list(range(40)), [0, 20])
-    assert sorted(values(train) + values(test)) == list(range(40))
-    assert train.num_classes == (3 if labels else 0)
-    assert [int(test[i]["label"]) for i in range(2)] == ([0, 2] if labels else [0, 0])
-
-
-def test_arrays_of_an_npy_are_mapped(tmp_path):
-    np.save(tmp_path / "a.npy", IMAGES[..., 0])
-    source = sources.arrays("train", str(tmp_path / "a.npy"))
-    base = source.images
-    while not isinstance(base, np.memmap):
-        base = base.base
-    assert source[0]["image"].shape == GRAY
-    assert values(source)[:3] == [1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"images": IMAGES / 2}, "must be uint8"),
-        ({"images": IMAGES[0, :, :, 0]}, "must be uint8"),
-        ({"images": IMAGES, "labels": np.arange(39)}, "must be 40 whole numbers"),
-        ({"images": IMAGES, "labels": np.arange(40) - 1}, "must be 40 whole numbers"),
-        ({"images": IMAGES, "labels": np.full(40, "cat")}, "must be 40 whole numbers"),
-        ({"images": np.array([None])}, "holds no arrays: it must be .npz or .npy"),
-        ({}, "holds no arrays"),
-        (b"text", "holds no arrays: it must be .npz or .npy"),
-        (None, "holds no arrays: No such file"),
-    ],
-)
-def test_arrays_that_are_none_are_refused(tmp_path, arrays, message):
-    path = tmp_path / "a.npz"
-    if isinstance(arrays, dict):
-        np.savez(path, **arrays)
-    elif arrays:
-        path.write_bytes(arrays)
-    with pytest.raises(UserError, match=message) as error:
-        sources.arrays("train", str(path))
-    assert "\n" not in str(error.value)
-
-
-def test_arrays_have_no_other_split(tmp_path):
-    np.save(tmp_path / "a.npy", IMAGES)
-    with pytest.raises(UserError, match="has the splits all, train, test, not 'val'"):
-        sources.arrays("val", str(tmp_path / "a.npy"))
-
-
-def folder_config(root, **training):
-    config = tiny_config(**training)
-    config.data.source, config.data.folder = "folder", str(root)
-    return config
-
-
-@pytest.fixture
-def classes(tmp_path):
-    """120 images in ten classes, one brighter than the other; the last are wide."""
-    for i in range(120):
-        put(tmp_path / "photos" / f"class {i // 12}" / f"{i}.png", i, size=(8 + (i > 110), 8))
-    return tmp_path / "photos"
-
-
-def test_a_run_on_a_folder_trains_and_says_what_it_left_out(tmp_path, classes):
-    (classes / "class 3" / "bad.png").touch()
-    config = folder_config(classes, num_steps=2, eval_every=0, checkpoint_every=2)
-    with pytest.raises(
-        UserError, match=r"1 of 121 files .* cannot be read: class 3/bad.png \(no image\)"
-    ):
-        loop.train(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    config.data.unreadable = "skip"
-    loop.train(config, tmp_path / "run")
-    lines = curves(tmp_path / "run")
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
-    assert "bad.png (no image); they are left out" in (tmp_path / "run" / "log.txt").read_text()
-
-
-def test_data_describes_a_folder(tmp_path, classes, capsys):
-    (classes / "class 3" / "bad.png").touch()
-    (classes / "empty").mkdir()
-    config = folder_config(classes)
-    file = tmp_path / "config.json"
-    file.write_text(to_json(config))
-    main.run(["main.py", "data", "--workdir", str(tmp_path / "run"), "--config", str(file)])
-    out, workdir = capsys.readouterr().out, tmp_path / "run"
-    report = json.loads((workdir / "data" / "report.json").read_text())
-    assert {path.name for path in (workdir / "data").iterdir()} == {"grid.png", "report.json"}
-    assert [path.name for path in workdir.iterdir()] == ["data"]
-    train, test = report["train"], report["eval"]
-    assert train["examples"] + test["examples"] == 120 == report["splits"]["all"]
-    assert all(
-        train["labels"][f"class {i}"] + test["labels"][f"class {i}"] == 12 for i in range(10)
-    )
-    assert report["sizes"]["least"] == [8, 8]
-    assert report["sizes"]["most"] == [8, 9]
-    assert report["unreadable"] == {"class 3/bad.png": "no image"}
-    assert report["problems"] == ["1 files cannot be read, and data.unreadable is fail"]
-    assert report["notes"][1].endswith("read: empty")
-    # the numbers again, by another way
-    source = load(classes, "train", unreadable="skip")
-    everything = np.stack([source[i]["image"] for i in range(len(source))]).astype(float)
-    assert report["mean"]["0..255"] == pytest.approx([everything.mean()])
-    assert report["deviation"]["-1..1"] == pytest.approx([(everything / 127.5 - 1).std()])
-    assert report["mean"]["-1..1"] == pytest.approx([(everything / 127.5 - 1).mean()])
-    assert report["grid"] == [source.class_names[label] for label in source.labels[:64]]
-    picture = pixels(workdir / "data" / "grid.png")
-    times = picture.shape[0] // (8 * 9 + 1)
-    picture = picture[::times, ::times]
-    for number in (0, 1, 7, 8, 58, 63):  # row by row
-        y, x = 1 + number // 8 * 9, 1 + number % 8 * 9
-        np.testing.assert_array_equal(
-            picture[y : y + 8, x : x + 8], source[number]["image"][..., 0]
-        )
-    for word in (
-        f"{train['examples']} examples, 10 labels (class 0 ",
-        "bad.png (no image)",
-        "problem: 1 files",
-        f"{workdir}/data",
-    ):
-        assert word in out
-    config.data.unreadable = "skip"  # what was wrong is mended, and the run enters the folder
-    (classes / "class 3" / "bad.png").unlink()
-    assert "problem" not in describe.describe(config, workdir)
-    loop.open_workdir(workdir, config)
-
-
-def test_data_says_what_keeps_a_config_from_training(tmp_path):
-    for i in range(3):
-        put(tmp_path / "photos" / "a" / f"{i}.png", i)
-    config = folder_config(tmp_path / "photos")
-    describe.describe(config, tmp_path / "run")
-    report = json.loads((tmp_path / "run" / "data" / "report.json").read_text())
-    wrong, empty = report["problems"]
-    assert wrong.endswith("has 1 classes, but data.num_classes is 10")
-    assert "the split 'test' of the 3 images" in empty
-    assert report["train"]["labels"] == {"a": 3}
-    assert pixels(tmp_path / "run" / "data" / "grid.png").shape[1] > 100
-
-
-def test_data_leaves_other_folders_alone(tmp_path, classes):
-    config = folder_config(classes)
-    with pytest.raises(UserError, match="holds no run of this program"):
-        describe.describe(config, classes)
-    assert not (classes / "data").exists()
-    config.data.folder = str(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is no folder"):
-        describe.describe(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_hash_notices_what_changes_a_file(tmp_path):

@@ -1,10 +1,14 @@
 import numpy as np
 from PIL import Image
-from tiny import pixels
 
 from diffusion_jax.core import schedules
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import plots
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def test_floats_become_bytes():
@@ -17,6 +21,13 @@ def test_a_tile_has_a_row_for_every_class_and_rows_fill_to_the_right():
     images = np.arange(1, 6, dtype=np.uint8).reshape(5, 1, 1, 1)
     np.testing.assert_array_equal(
         pictures.tile(images, rows=2)[1::2, 1::2, 0], [[1, 3, 5], [2, 4, 32]]
+    )
+
+
+def test_a_tile_by_rows_is_read_as_a_page():
+    images = np.arange(1, 6, dtype=np.uint8).reshape(5, 1, 1, 1)
+    np.testing.assert_array_equal(
+        pictures.tile_by_rows(images, columns=3)[1::2, 1::2, 0], [[1, 2, 3], [4, 5, 32]]
     )
 
 

@@ -21,8 +21,9 @@ from diffusion_jax.core.noise import example_keys, initial_noise
 from diffusion_jax.core.types import Level
 from diffusion_jax.denoisers import with_eps
 from diffusion_jax.runs.build import build
+from diffusion_jax.runs.workdir import open_workdir
 from diffusion_jax.samplers import editing
-from diffusion_jax.training.checkpoint import Checkpoints, open_workdir
+from diffusion_jax.training.checkpoint import Checkpoints
 
 KEY = jax.random.key(0)
 SCHEDULE = schedules.cosine(1000)

@@ -9,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import tiny_config
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.runs.config import load
 from diffusion_jax.training import checkpoint
-from diffusion_jax.training.checkpoint import Checkpoints, open_workdir, seal
+from diffusion_jax.training.checkpoint import Checkpoints, seal
 from diffusion_jax.training.state import init_state
 
 
@@ -229,32 +227,3 @@ def test_no_clock_decides_what_is_newest(saved, monkeypatch):
 def test_without_a_checkpoint_there_is_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint; train first"):
         Checkpoints(tmp_path, read_only=True)
-
-
-def test_a_workdir_of_another_experiment_is_refused_with_the_fields(tmp_path):
-    config = tiny_config()
-    open_workdir(tmp_path / "run", config)
-    assert load(tmp_path / "run" / "config.json") == config
-    config.training.num_steps, config.sampling.num = 99, 7  # how long and what to draw may change
-    open_workdir(tmp_path / "run", config)
-    assert load(tmp_path / "run" / "config.json") == config
-    config.model.channels, config.seed = 32, 5
-    with pytest.raises(UserError, match="seed: 0 -> 5; model.channels: 16 -> 32"):
-        open_workdir(tmp_path / "run", config)
-    assert load(tmp_path / "run" / "config.json").model.channels == 16
-
-
-def test_a_longer_run_is_another_experiment_where_the_learning_rate_depends_on_its_length(tmp_path):
-    config = tiny_config(decay="cosine")
-    open_workdir(tmp_path / "run", config)
-    config.training.num_steps = 99
-    with pytest.raises(UserError, match="training.num_steps: 8 -> 99"):
-        open_workdir(tmp_path / "run", config)
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="is not empty and holds no run"):
-        open_workdir(tmp_path, tiny_config())
-    with pytest.raises(UserError, match="cannot be written"):
-        open_workdir(tmp_path / "thesis.tex" / "run", tiny_config())

@@ -1,0 +1,94 @@
+"""Makes a run of the weights of an Improved DDPM or ADM checkpoint.
+
+python main.py import --workdir DIR --config experiments/NAME.py --weights FILE
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.core import noise
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import make_folder, write_text
+from diffusion_jax.interop.files import read_checkpoint
+from diffusion_jax.interop.state_dicts import from_torch_names, infer_model
+from diffusion_jax.runs.build import build
+from diffusion_jax.runs.command_line import Flag, Given, Needs
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import copy, to_json
+from diffusion_jax.training.checkpoint import Checkpoints
+
+FLAGS = {
+    "weights": Flag("", "a file of weights, .pt or .safetensors", "the file of the weights"),
+    "new_attention_order": Flag(False, "q, k and v outermost in its attention"),
+}
+NEEDS = Needs(config=True)
+
+
+def run(given: Given) -> str:
+    """What `main.py import` does with its flags."""
+    order = given.flags["new_attention_order"]
+    config = import_weights(given.flags["weights"], given.config, given.workdir, order)
+    return on_trust(config, given.workdir)
+
+
+def import_weights(
+    path: str | pathlib.Path,
+    config: Config,
+    workdir: pathlib.Path,
+    new_attention_order: bool = False,
+) -> Config:
+    """Makes a run at step 0 of a file of weights, to sample from or to train on; returns its
+    config.
+
+    The architecture, the images' channels and the number of classes are read from the file; all
+    else is `config`'s: model.heads or head_channels, the images' size, the schedule and its T, the
+    prediction; with conditioning.label.dropout above 0 the last label means "none". The parameters
+    and their average are the file's, the optimizer is new. Raises UserError, and writes nothing,
+    where they do not fit."""
+    workdir = pathlib.Path(workdir)
+    if (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds a run already; choose another --workdir")
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty; choose another --workdir")
+    if len(config.data.shape) != 3:
+        raise UserError(
+            f"config.data.shape must be height, width and channels, not {config.data.shape}"
+        )
+    if config.model.entry != "unet":
+        raise UserError(f"these are the weights of a U-Net: config.model must be unet, "
+                        f"not {config.model.entry}")  # fmt: skip
+    config, tensors = copy(config), read_checkpoint(path)
+    settings, channels, num_classes = infer_model(tensors, config.data.shape[0])
+    dropped = any(one.entry == "label" and one.dropout for one in config.conditioning)
+    config.data.num_classes = num_classes - (num_classes > 0 and dropped)
+    config.data.shape = (*config.data.shape[:2], channels)
+    for name, value in settings.items():
+        setattr(config.model, name, value)
+    parts = build(config)
+    like, unet = jax.eval_shape(parts.init_params, jax.random.key(0)), parts.apply_fn.module
+    params = from_torch_names(tensors, like, unet, new_attention_order)  # pyright: ignore[reportArgumentType]
+    params = jax.tree.map(jnp.asarray, params)
+
+    make_folder(workdir)
+    checkpoints = Checkpoints(workdir, config.training.keep_checkpoints)
+    init_key, key = jax.random.split(noise.key(config.seed))  # as a new run's, in commands/train.py
+    state = parts.state_of(params, init_key)
+    checkpoints.save(state, {"key": jax.random.key_data(key).tolist()}, wait=True)
+    checkpoints.close()
+    # last: a folder with a config has its weights
+    write_text(workdir / "config.json", to_json(config))
+    return config
+
+
+def on_trust(config: Config, workdir: pathlib.Path) -> str:
+    """What no check of an imported run can tell: a wrong number of heads gives noise, not an
+    error."""
+    model, diffusion = config.model, config.diffusion
+    own = "head_channels" if model.head_channels else "heads"
+    return (
+        f"imported to {workdir}; taken on trust: {own}={getattr(model, own)}, "
+        f"time_scale={model.time_scale:g}, schedule={diffusion.schedule}, "
+        f"prediction={diffusion.prediction}, shape={config.data.shape}"
+    )

@@ -1,0 +1,62 @@
+"""The noun of a conditioner, and several of them as one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diffusion_jax.core.types import Batch, Cond, Kind
+
+
+class Conditioner(NamedTuple):
+    """What a network is told beside x and t, and how it is told nothing.
+
+    kinds: name of the condition -> how it can enter a network. reads: the entries of a batch that
+    it needs. train: (keys [B] or None, batch) -> (batch, cond); by its own key each example's
+    condition is dropped with its own probability, and augmentation changes the data, too; without
+    keys neither happens. null: cond -> the cond of "nothing is known", of the same tree; None
+    where the network was never trained for that. example: n -> a cond of n examples of the right
+    shapes, for init, plan and export. num_classes: how many labels a sample can be asked for.
+    """
+
+    kinds: Mapping[str, Kind]
+    reads: tuple[str, ...]
+    train: Callable[[Any, Batch], tuple[Batch, Cond]]
+    null: Callable[[Cond], Cond] | None
+    example: Callable[[int], Cond]
+    num_classes: int = 0
+
+
+def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
+    """Several conditioners as one; ValueError where two tell something of one name."""
+    kinds: dict[str, Kind] = {}
+    for one in conditioners:
+        if twice := kinds.keys() & one.kinds.keys():
+            raise ValueError(f"two conditions have the name {min(twice)!r}")
+        kinds |= one.kinds
+
+    def train(keys, batch):
+        cond: dict[str, Any] = {}
+        for one in conditioners:
+            batch, told = one.train(keys, batch)
+            cond |= told
+        return batch, cond
+
+    def null(cond):
+        for one in conditioners:
+            if one.null is not None:
+                cond = {
+                    **cond,
+                    **one.null({name: cond[name] for name in one.kinds if name in cond}),
+                }
+        return cond
+
+    def example(n):
+        return {name: value for one in conditioners for name, value in one.example(n).items()}
+
+    return Conditioner(
+        kinds=kinds,
+        reads=tuple(dict.fromkeys(name for one in conditioners for name in one.reads)),
+        train=train,
+        null=null if any(one.null for one in conditioners) else None,
+        example=example,
+        num_classes=max((one.num_classes for one in conditioners), default=0),
+    )

@@ -1,0 +1,87 @@
+"""Files of weights, {name: float32 array}: reading them, writing them, and their fingerprint."""
+
+import hashlib
+import os
+import pathlib
+
+import jax
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import PyTree
+
+Tensors = dict[str, np.ndarray]
+
+
+def _read_torch(path: pathlib.Path) -> Tensors:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(
+            f'{path} needs PyTorch to be read: pip install "diffusion_jax[torch]"'
+        ) from None
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    named = lambda item: isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+    if not isinstance(state, dict) or not all(map(named, state.items())):
+        raise UserError(f"{path} holds no plain state dict, {{name: tensor}}")
+    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+
+
+READERS = {".safetensors": safetensors.numpy.load_file, ".pt": _read_torch, ".pth": _read_torch}
+
+
+def read_checkpoint(path: str | pathlib.Path) -> Tensors:
+    """The state dict of a .safetensors, .pt or .pth file, as float32. Raises UserError where it
+    cannot be read.
+
+    PyTorch files are read without running the code that a pickle may hold (`weights_only`).
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in READERS:
+        raise UserError(f"{path} is no file of weights; known: {', '.join(READERS)}")
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    try:
+        return {
+            name: np.asarray(tensor, np.float32)
+            for name, tensor in READERS[path.suffix](path).items()
+        }
+    except UserError:
+        raise
+    except Exception as error:  # pickle, zip, JSON and safetensors each have their own
+        raise UserError(
+            f"{path} cannot be read: {' '.join(str(error).split())[:160] or type(error).__name__}"
+        ) from None
+
+
+def write_safetensors(path: pathlib.Path, tensors: Tensors) -> None:
+    """Writes a .safetensors file whole or not at all.
+
+    Raises UserError where it exists, has another ending or cannot be written."""
+    check_writable(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        safetensors.numpy.save_file(tensors, partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {' '.join(str(error).split())[:160]}") from None
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raises UserError where a file of weights would be overwritten or has not their ending."""
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} must end in .safetensors")
+    if path.exists():
+        raise UserError(f"{path} exists; choose another name")
+
+
+def fingerprint(params: PyTree) -> str:
+    """SHA-256 of parameters, in float32 and by name: recorded with what was computed from them."""
+    digest = hashlib.sha256()
+    for path, array in sorted(
+        (jax.tree_util.keystr(path), a) for path, a in jax.tree_util.tree_leaves_with_path(params)
+    ):
+        digest.update(path.encode() + np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()

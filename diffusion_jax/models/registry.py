@@ -1,0 +1,9 @@
+"""The networks by name: (shape of an example, kinds of the conditions, settings) -> flax module.
+
+The module is called as module.apply({"params": params}, x, t, cond, train=...) and returns float32.
+"""
+
+from diffusion_jax.models.mlp import mlp
+from diffusion_jax.models.unet import unet
+
+MODELS = {"unet": unet, "mlp": mlp}

@@ -1,0 +1,123 @@
+"""The nouns of an objective: what one step minimises, and what it is given for that."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from diffusion_jax.codecs import Codec
+from diffusion_jax.conditioning import Conditioner
+from diffusion_jax.core.noise import fold_in, normal
+from diffusion_jax.core.types import (
+    ApplyFn,
+    Batch,
+    Cond,
+    Denoiser,
+    Level,
+    Parameterization,
+    PyTree,
+    Schedule,
+    Timesteps,
+    Variance,
+)
+from diffusion_jax.denoisers import make_denoiser
+
+
+class Context(NamedTuple):
+    """What the loss of a step may look at, beside parameters, its own state and the batch."""
+
+    apply_fn: ApplyFn  # (params, x_in, t_in, cond, dropout_key) -> output
+    ema_params: PyTree  # the averaged parameters, such as for a teacher
+    step: Any  # int32 scalar
+    keys: Any  # [B], one an example
+    t: Any  # [B]
+    weights: Any  # [B], by which the losses are multiplied afterwards
+    dropout_key: Any = None  # of the batch; None where no layer drops anything
+    training: bool = True  # False: every condition is told, and nothing is augmented
+
+
+class Objective(NamedTuple):
+    """What training minimises.
+
+    init: (key, params) -> aux, arrays that a step may change and a checkpoint keeps: the history of
+    an adaptive distribution of t, a teacher, a critic; () for none. sample: (aux, key, index [B],
+    total) -> (t [B], weights [B]) of examples number index of total. loss: (params, aux, context,
+    batch) -> (losses [B], report), the report a dict of arrays [B], each logged as its mean, but
+    for `logsnr`, by which the losses are logged in quartiles. update: (aux, state, report) -> aux;
+    the state is that after the step, and the report of the whole batch holds besides `t`,
+    `weights` and `losses`.
+    """
+
+    init: Callable[[jax.Array, PyTree], PyTree]
+    sample: Callable[..., tuple[Any, Any]]
+    loss: Callable[[PyTree, PyTree, Context, Batch], tuple[jax.Array, dict[str, Any]]]
+    update: Callable[[PyTree, Any, dict[str, Any]], PyTree]
+
+
+class Problem(NamedTuple):
+    """What a run is about, from which an objective is made."""
+
+    schedule: Schedule
+    parameterization: Parameterization
+    timesteps: Timesteps
+    codec: Codec
+    conditioner: Conditioner
+    weighting: Callable[[Level], Any] | None = None  # one of `weightings`
+    variance: Variance = "fixed_small"  # of the reverse process
+    entry: str = "image"  # the data's name in a batch
+
+
+class Example(NamedTuple):
+    """Data at a noise level, and what the network is told of them."""
+
+    x0: jax.Array  # [B, *shape]
+    eps: jax.Array  # [B, *shape]
+    level: Level  # [B]
+    cond: Cond
+
+
+def noised(problem: Problem, context: Context, batch: Batch) -> Example:
+    """The batch as x0, with noise and levels by the examples' own keys and t.
+
+    Part 0 of an example's randomness is its noise; conditioners and codecs take others.
+    """
+    keys = context.keys
+    batch, cond = problem.conditioner.train(keys if context.training else None, batch)
+    codec = problem.codec
+    x0 = codec.encode(codec.params, fold_in(keys, 3), batch[problem.entry])
+    eps = normal(fold_in(keys, 0), x0.shape[1:])
+    return Example(x0, eps, problem.schedule.level(context.t), cond)
+
+
+def network(params: PyTree, context: Context) -> Callable:
+    """(x_in, t_in, cond) -> output, the network at these parameters."""
+
+    def call(x_in, t_in, cond):
+        return context.apply_fn(params, x_in, t_in, cond, context.dropout_key)
+
+    return call
+
+
+def denoiser(problem: Problem, params: PyTree, context: Context, cond: Cond) -> Denoiser:
+    """The network at these parameters as a denoiser, such as a student, or a teacher at
+    `context.ema_params`."""
+
+    def apply_fn(params, x_in, t_in, cond):
+        return context.apply_fn(params, x_in, t_in, cond, context.dropout_key)
+
+    return make_denoiser(apply_fn, params, problem.parameterization, cond)
+
+
+def with_times(timesteps: Timesteps, loss: Callable) -> Objective:
+    """The objective of a loss, whose aux is the state of the distribution of t."""
+
+    def init(key, params):
+        return {"timesteps": timesteps.init()}
+
+    def sample(aux, key, index, total):
+        return timesteps.sample(aux["timesteps"], key, index, total)
+
+    def update(aux, state, report):
+        return {"timesteps": timesteps.update(aux["timesteps"], report["t"], report["losses"])}
+
+    return Objective(init, sample, loss, update)

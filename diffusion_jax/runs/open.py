@@ -1,0 +1,139 @@
+"""A trained run from its workdir: its config, its parameters, and how it draws."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.devices.parallel import place
+from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, parameters
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.draw import advice, make_generate
+from diffusion_jax.runs.settings import differences, load, other_network
+from diffusion_jax.runs.workdir import workdir_path
+from diffusion_jax.samplers import draws_noise, num_steps_for
+from diffusion_jax.training.checkpoint import Checkpoints
+
+PILOT = 20  # samples by which the number of steps is chosen
+
+
+class TrainedRun(NamedTuple):
+    """What samples are drawn from."""
+
+    parts: Parts
+    params: Any
+    step: int
+    weak: Any  # the parameters of sampling.guide.weak
+
+
+def check_same(config: Config, workdir: pathlib.Path, only: str) -> None:
+    """Raises UserError, which says what the command takes `only`, where a config is not the
+    run's."""
+    changed = differences(load(workdir / "config.json"), config)
+    if changed:
+        raise UserError(f"{only}, not {'; '.join(changed)}")
+
+
+def restore_params(
+    config: Config, parts: Parts, workdir: pathlib.Path, ema: bool
+) -> tuple[Any, int]:
+    """(averaged or raw parameters, their step) from the newest checkpoint."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    state, _ = checkpoints.restore(jax.eval_shape(parts.init_state, jax.random.key(0)))
+    checkpoints.close()
+    return place(parameters(state, ema)), int(state.step)
+
+
+def params_of(config: Config, parts: Parts, named: str, field: str) -> Any:
+    """The averaged parameters of another run of the same network, whose workdir the field names;
+    UserError, which says the field and what differs, where it is none."""
+    workdir = workdir_path(named, f"config.{field}")
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"config.{field} must be the workdir of a run, but {workdir} holds none")
+    other = load(workdir / "config.json")
+    changed = other_network(other, config)
+    if not changed:
+        theirs, ours = (shapes(build(other)), shapes(parts))
+        changed = [
+            f"{name}: {theirs.get(name, 'not there')} -> {ours.get(name, 'not there')}"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+        ]
+    if changed:
+        shown = "; ".join(changed[:4]) + (f" and {len(changed) - 4} more" * (len(changed) > 4))
+        raise UserError(f"config.{field}={workdir} is a run of another network ({shown})")
+    return restore_params(other, build(other), workdir, ema=True)[0]
+
+
+def shapes(parts: Parts) -> dict[str, tuple[int, ...]]:
+    """Name of every parameter -> its shape."""
+    found = jax.eval_shape(parts.init_params, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    return {"/".join(key.key for key in path): a.shape for path, a in leaves}
+
+
+def weak_params(config: Config, parts: Parts) -> Any:
+    """The averaged parameters of the run sampling.guide.weak, None where it is empty."""
+    if not parts.guide.weak:
+        return None
+    return params_of(config, parts, parts.guide.weak, "sampling.guide.weak")
+
+
+def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:
+    """The run in a workdir, ready to draw as config.sampling says; UserError, which says what the
+    command takes `only`."""
+    check_same(config, workdir, only)
+    parts = build(config)
+    params, step = restore_params(config, parts, workdir, config.sampling.ema)
+    weak = weak_params(config, parts)
+    if config.sampling.tolerance:
+        parts = settled(config, parts, params, weak)
+    if note := advice(config, parts.grid):
+        print(note)
+    return TrainedRun(parts, params, step, weak)
+
+
+def settled(config: Config, parts: Parts, params: Any, weak: Any) -> Parts:
+    """The run with the number of steps, set in config.sampling.steps and printed, that
+    sampling.tolerance asks for."""
+    sampling = config.sampling
+    sampler = sampling.sampler.entry
+    if sampling.grid.entry == "explicit":
+        raise UserError(
+            "config.sampling.tolerance chooses a number of steps, which an explicit grid does "
+            "not take"
+        )
+    if draws_noise(parts.sampler):
+        raise UserError(
+            f"config.sampling.tolerance compares samples of the same noise, but {sampler} draws "
+            "anew in every step; take ddim, dpmpp_2m, unipc or heun_flow"
+        )
+
+    def of(num_steps: int) -> Parts:
+        sampling.steps = str(num_steps)
+        levels = make_grid(config, parts.schedule)
+        own = make_sampler(config, parts.schedule, levels, parts.variance)
+        return parts._replace(grid=levels, sampler=own)
+
+    def draw(num_steps: int):
+        generate = make_generate(config, of(num_steps), weak=weak)
+        return generate(params, np.arange(min(sampling.num, PILOT)))
+
+    most = parts.schedule.num_steps or 1000
+    try:
+        num_steps, error = num_steps_for(draw, sampling.tolerance, most=most)
+    except ValueError as problem:
+        raise UserError(f"config.sampling.tolerance cannot be kept: {problem}") from None
+    print(f"{num_steps} steps: {sampler} with {2 * num_steps} differs by {error:.2g}")
+    return of(num_steps)
+
+
+def manner(config: Config, parts: Parts, step: int) -> str:
+    """How a run draws, as the name of a folder."""
+    sampling = config.sampling
+    spacing = sampling.steps if len(sampling.steps) <= 40 else f"{len(parts.grid.t)}steps"
+    kind = f"{sampling.sampler.entry}-{spacing}" + ("" if sampling.ema else "-raw")
+    kind += f"-guidance{sampling.guidance:g}" if sampling.guidance else ""
+    return f"step{step}-{kind}-seed{sampling.seed}"

@@ -1,0 +1,130 @@
+"""Scores of what a run draws, against its data: in training, and by the command `evaluate`."""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.data import pipeline
+from diffusion_jax.devices.processes import primary
+from diffusion_jax.evaluation import features, memorisation, references
+from diffusion_jax.evaluation.extract import Extracted, extract
+from diffusion_jax.evaluation.scores import scores
+from diffusion_jax.modalities import pictures
+from diffusion_jax.runs import bits, folders
+from diffusion_jax.runs.build import Parts, load_source
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import as_values
+
+
+def run_data(config: Config, declared: bool = True) -> references.RunData:
+    """The run's data, as a reference for others; of no shape where the config declares none."""
+    source = config.data.source
+    values = source.values()
+    called = values.get("name") or pathlib.Path(values.get("folder", "")).name or source.entry
+    return references.RunData(
+        shape=tuple(config.data.shape) if declared else (),
+        called=called,
+        load=lambda split: load_source(config, split),
+        resize=values.get("resize"),
+        unreadable=values.get("unreadable", "fail"),
+    )
+
+
+def check_images(config: Config, parts: Parts) -> None:
+    """Raises UserError where a run's data are no 8-bit images, which scores are of."""
+    if parts.modality.entry != "image" or config.data.source.values().get("range"):
+        raise UserError("scores are of 8-bit images, which this run's data are not")
+
+
+def make_score(config: Config, parts: Parts) -> Callable:
+    """score(draw, params) -> {name: number} of evaluation.every_num samples, for the training loop.
+
+    draw: (params, index) -> x0. The reference is the training split; it is computed at the first
+    call.
+    """
+    check_images(config, parts)
+    settings, data = config.evaluation, config.data
+    function, known = features.load(settings.features, settings.weights), []
+    function.apply(np.zeros((1, *data.shape), np.uint8))  # that these are features of such images
+
+    def score(draw: Callable, params) -> dict[str, float]:
+        if not known:
+            known.append(
+                references.reference(
+                    data.train_split, run_data(config), function, settings.batch_size
+                )
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            extracted = Extracted(pathlib.Path(folder), {}, tuple(data.shape))
+            samples, count = sampled(parts, draw, params), settings.every_num
+            extract(extracted, function, samples, count, settings.batch_size, "evaluation")
+            found = scores(extracted, count, known[0], 0, settings.subsets) if primary() else {}
+        return {f"evaluation/{name}": value for name, value in scalars(found).items()}
+
+    return score
+
+
+def sampled(parts: Parts, draw: Callable, params) -> Callable:
+    """numbers [b] -> samples uint8 [b, H, W, C]; draw: (params, index) -> x0."""
+    return lambda index: folders.decoded(parts, draw(params, index))
+
+
+def bits_per_dim(config: Config, parts: Parts, params) -> dict:
+    """By the variational bound, where the schedule is a table, and by the ODE, of the first
+    held-out examples.
+
+    params: those that the samples are drawn with.
+    """
+    likelihood = dataclasses.replace(
+        config.likelihood, examples=config.evaluation.bits_per_dim, ema=config.sampling.ema
+    )
+    config = dataclasses.replace(config, likelihood=likelihood)
+    source, found, count = load_source(config, likelihood.split), {}, 0
+    ways = {"bound": bits.chain(config, parts)} if parts.schedule.num_steps else {}
+    for method, grid in (ways | {"ode": None}).items():
+        total = bits.measure(config, parts, params, grid, source)["total"]
+        count, error = len(total), bits.standard_error(total)
+        found[method] = {"value": float(total.mean()), "standard_error": error}
+    return found | {"examples": count, "likelihood": as_values(likelihood)}
+
+
+def check_measures(config: Config, parts: Parts) -> None:
+    """Raises UserError for what would be missed only when all samples are drawn."""
+    check_images(config, parts)
+    if config.evaluation.bits_per_dim:
+        bits.check_bins(parts)
+        load_source(config, config.likelihood.split)
+        if parts.schedule.num_steps:
+            bits.chain(config, parts)
+    if config.evaluation.memorised:
+        load_source(config, config.data.eval_split)
+
+
+def memorised(config: Config, samples: np.ndarray, picture: pathlib.Path) -> dict:
+    """How near samples uint8 [N, H, W, C], and as many held-out images, come to training images;
+    draws the nearest."""
+    data = config.data
+    train, held_out = (load_source(config, split) for split in (data.train_split, data.eval_split))
+    index = np.arange(min(len(samples), len(held_out)))
+    others = pipeline.examples(held_out, index)["image"]
+    found = memorisation.memorisation(samples, others, train, data.flip, progress=True)
+    shown = memorisation.picture(samples, train, found.neighbours)
+    pictures.save(picture, pictures.enlarge(shown, 600))
+    return {"samples": found.samples._asdict(), "held_out": found.held_out._asdict()}
+
+
+def scalars(report: dict) -> dict[str, float]:
+    """The report's chief numbers by their names."""
+    nested = {"fid": "value", "fid_infinity": "value", "kid": "mean", "inception_score": "mean"}
+    found = {name: report[name][inner] for name, inner in nested.items() if name in report}
+    for name in ("spatial_fid", "precision", "recall", "density", "coverage"):
+        if name in report:
+            found[name] = report[name]
+    for method in ("bound", "ode"):
+        if method in report.get("bits_per_dim", {}):
+            found[f"bits_per_dim_{method}"] = report["bits_per_dim"][method]["value"]
+    return found
