@@ -33,8 +33,8 @@ def image_batch(count: int, shape=(4, 4, 1)) -> dict[str, np.ndarray]:
 
 
 def objective_of(loss, **more) -> Objective:
-    """The objective of a loss (params, aux, context, batch) -> (losses, report): every t is 0, and no
-    state of its own."""
+    """The objective of a loss (params, aux, context, batch) -> (losses, report), without a state;
+    every t is 0."""
 
     def sample(aux, key, index, total):
         return jnp.zeros(index.shape, int), jnp.ones(index.shape)

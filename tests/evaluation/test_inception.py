@@ -14,7 +14,7 @@ import pytest
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import inception
-from diffusion_jax.interop import weights
+from diffusion_jax.interop.files import fingerprint
 
 needs_weights = pytest.mark.skipif(
     not os.environ.get(inception.VARIABLE),
@@ -175,9 +175,9 @@ def test_both_namings_give_the_same_parameters(files):
     for layer in ours:
         for name in ("kernel", "bias"):
             np.testing.assert_array_equal(ours[layer][name], theirs[layer][name], err_msg=layer)
-    assert weights.fingerprint(ours) == weights.fingerprint(theirs)
+    assert fingerprint(ours) == fingerprint(theirs)
     theirs["mixed_9.conv"]["bias"] = theirs["mixed_9.conv"]["bias"] + 1e-6
-    assert weights.fingerprint(ours) != weights.fingerprint(theirs)
+    assert fingerprint(ours) != fingerprint(theirs)
 
 
 def test_batch_norm_is_folded(files):
@@ -222,7 +222,7 @@ def test_weights_that_do_not_fit(files):
 def test_an_npz_of_weights(tmp_path, files):
     np.savez(tmp_path / "weights.npz", **files[0])
     found = inception.load(tmp_path / "weights.npz")
-    assert weights.fingerprint(found) == weights.fingerprint(inception.to_params(files[0]))
+    assert fingerprint(found) == fingerprint(inception.to_params(files[0]))
 
 
 def test_a_torch_file_of_weights(tmp_path):

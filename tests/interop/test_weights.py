@@ -1,6 +1,5 @@
 """The weights of others: their numbers from their weights, and files and runs made of them."""
 
-import dataclasses
 import functools
 import json
 import math
@@ -13,13 +12,16 @@ import pytest
 import safetensors.numpy
 
 from diffusion_jax.commands import train as loop
+from diffusion_jax.commands.export_weights import export_weights
+from diffusion_jax.commands.import_ import import_weights
 from diffusion_jax.commands.sample import sample
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import pipeline, sources
-from diffusion_jax.interop import weights
+from diffusion_jax.interop.files import read_checkpoint
+from diffusion_jax.interop.state_dicts import from_torch_names, infer_model, to_torch_names
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import Config, Data, Diffusion, Model, Sampling, Training, load
+from diffusion_jax.runs.config import Config, Data, Diffusion, Sampling, Training, load, use
 
 NAMES = ("plain", "learned_sigma", "class_cond", "adm")
 ORDERS = [*((name, False) for name in NAMES), ("adm", True)]
@@ -30,7 +32,7 @@ TINY = UNet(
     blocks=1,
     attention_factors=(1,),
     heads=2,
-    num_classes=10,
+    tables=(("label", 10),),
 )
 
 
@@ -66,13 +68,13 @@ def inferred(reference, state_dict):
     @functools.cache
     def read(name):
         options = reference("unet.json")[name]["config"]
-        base = Model(
-            heads=options.get("num_heads", 1), head_channels=options.get("num_head_channels", 0)
-        )
         height, width = reference("unet.npz")[f"{name}/x"].shape[1:3]
-        model, channels, classes = weights.infer_model(state_dict(name), height, base)
+        found, channels, classes = infer_model(state_dict(name), height)
+        own = {"heads": options.get("num_heads", 1)}
+        own["head_channels"] = options.get("num_head_channels", 0)
         config = Config(
-            data=Data(shape=(height, width, channels), num_classes=classes), model=model
+            data=Data(shape=(height, width, channels), num_classes=classes),
+            model=use("unet", **found, **own),
         )
         parts = build(config)
         return config, parts, jax.eval_shape(parts.init_params, jax.random.key(0))
@@ -83,13 +85,13 @@ def inferred(reference, state_dict):
 @pytest.fixture(scope="session")
 def tiny():
     """The state dict of a small network for the digits, random, without a zero."""
-    rng, labels = np.random.default_rng(0), np.zeros(1, np.int32)
-    init = lambda key: TINY.init(key, np.zeros((1, 8, 8, 1)), np.zeros(1), labels)["params"]
+    rng, cond = np.random.default_rng(0), {"label": np.zeros(1, np.int32)}
+    init = lambda key: TINY.init(key, np.zeros((1, 8, 8, 1)), np.zeros(1), cond)["params"]
     shapes = jax.eval_shape(init, jax.random.key(0))
     draw = lambda a: (
         rng.standard_normal(a.shape, np.float32) / math.sqrt(math.prod(a.shape[:-1]) or 1)
     )
-    return weights.to_torch_names(jax.tree.map(draw, shapes), TINY)
+    return to_torch_names(jax.tree.map(draw, shapes), TINY)
 
 
 @pytest.fixture
@@ -104,13 +106,19 @@ def settings(**model):
     purpose."""
     return Config(
         data=Data(source="digits", shape=(8, 8, 3), num_classes=0),
-        model=Model(heads=2, **model),
-        diffusion=Diffusion(num_steps=20),
+        model=use("unet", **({"heads": 2} | model)),
+        diffusion=Diffusion(schedule=use("cosine", num_steps=20)),
         training=Training(
             num_steps=1, batch_size=4, warmup_steps=0, eval_every=0, sample_every=0, ema_decay=0.5
         ),
         sampling=Sampling(steps="2", num=2),
     )
+
+
+def shaped(shape):
+    config = settings()
+    config.data.shape = shape
+    return config
 
 
 def assert_same(tensors, expected):
@@ -132,14 +140,14 @@ def refusal(function, *args, **kwargs):
 @pytest.mark.parametrize(("name", "new_order"), ORDERS)
 def test_network_gives_the_peers_output(reference, state_dict, inferred, name, new_order):
     _, parts, like = inferred(name)
-    params = weights.from_torch_names(state_dict(name), like, inferred(name)[0].model, new_order)
+    params = from_torch_names(state_dict(name), like, parts.apply_fn.module, new_order)
     recorded = reference("unet.npz")
     output = {"adm": "adm/output_new" if new_order else "adm/output_legacy"}.get(
         name, f"{name}/output"
     )
-    actual = compiled(parts.apply_fn)(
-        params, recorded[f"{name}/x"], recorded[f"{name}/t"], recorded.get(f"{name}/y")
-    )
+    cond = {"label": recorded[f"{name}/y"]} if f"{name}/y" in recorded else {}
+    run = compiled(parts.apply_fn)
+    actual = run(params, recorded[f"{name}/x"], recorded[f"{name}/t"], cond)
     np.testing.assert_allclose(actual, recorded[output], atol=2e-4)
 
 
@@ -167,26 +175,28 @@ def test_infer_model_finds_the_recorded_config(reference, inferred, name):
 
 @pytest.mark.parametrize(("name", "new_order"), ORDERS)
 def test_round_trip_is_exact(state_dict, inferred, name, new_order):
-    config, _, like = inferred(name)
-    params = weights.from_torch_names(state_dict(name), like, config.model, new_order)
+    _, parts, like = inferred(name)
+    unet = parts.apply_fn.module
+    params = from_torch_names(state_dict(name), like, unet, new_order)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, like)
-    assert_same(weights.to_torch_names(params, config.model, new_order), state_dict(name))
+    assert_same(to_torch_names(params, unet, new_order), state_dict(name))
 
 
 @pytest.mark.parametrize("ones", [0, 2])
 def test_attention_may_be_of_linear_layers_or_conv2d(state_dict, inferred, ones):
-    config, _, like = inferred("plain")
+    _, parts, like = inferred("plain")
+    unet = parts.apply_fn.module
     tensors = state_dict("plain")
     for name, tensor in tensors.items():
         if name.endswith(("qkv.weight", "proj_out.weight")):
             tensors[name] = tensor.reshape(tensor.shape[:2] + (1,) * ones)
-    params = weights.from_torch_names(tensors, like, config.model)
-    assert_same(weights.to_torch_names(params, config.model), state_dict("plain"))
+    params = from_torch_names(tensors, like, unet)
+    assert_same(to_torch_names(params, unet), state_dict("plain"))
 
 
 def test_missing_unexpected_and_misshaped_tensors_are_named(state_dict, inferred):
-    config, _, like = inferred("plain")
-    convert = functools.partial(weights.from_torch_names, like=like, model=config.model)
+    _, parts, like = inferred("plain")
+    convert = functools.partial(from_torch_names, like=like, model=parts.apply_fn.module)
 
     tensors = state_dict("plain")
     del tensors["input_blocks.3.1.qkv.bias"]
@@ -221,7 +231,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(state_dict, inferred
 
 def test_weights_of_other_networks_are_refused(state_dict):
     plain = state_dict("plain")
-    infer = functools.partial(weights.infer_model, height=16)
+    infer = functools.partial(infer_model, height=16)
     assert refusal(infer, {"conv1.weight": np.zeros((8, 3, 3, 3))}).endswith(
         "no time_embed.0.weight"
     )
@@ -247,7 +257,7 @@ def test_safetensors_of_every_precision_become_float32(tmp_path, dtype):
         np.array([[0.5, -3.0], [1.25, 0.0]]),
     )  # exact in all of them
     safetensors.numpy.save_file({"a": values.astype(dtype)}, path)
-    assert_same(weights.read_checkpoint(path), {"a": values})
+    assert_same(read_checkpoint(path), {"a": values})
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
@@ -256,7 +266,7 @@ def test_pytorch_files_become_float32(tmp_path, suffix, dtype):
     torch = pytest.importorskip("torch")
     path, values = tmp_path / f"w{suffix}", np.array([[0.5, -3.0], [1.25, 0.0]])
     torch.save({"a": torch.nn.Parameter(torch.tensor(values, dtype=getattr(torch, dtype)))}, path)
-    assert_same(weights.read_checkpoint(path), {"a": values})
+    assert_same(read_checkpoint(path), {"a": values})
 
 
 @pytest.mark.parametrize("content", [{"step": 3, "model": {}}, {0: [1.0]}, [], 5])
@@ -265,7 +275,7 @@ def test_pytorch_file_that_is_no_state_dict(tmp_path, content):
     path = tmp_path / "w.pt"
     torch.save(content, path)
     assert (
-        refusal(weights.read_checkpoint, path)
+        refusal(read_checkpoint, path)
         == f"{path} holds no plain state dict, {{name: tensor}}"
     )
 
@@ -278,7 +288,7 @@ def test_pytorch_file_runs_no_code(tmp_path):
             return open, (str(tmp_path / "written"), "w")
 
     torch.save({"a": Attack()}, tmp_path / "w.pt")
-    assert "cannot be read" in refusal(weights.read_checkpoint, tmp_path / "w.pt")
+    assert "cannot be read" in refusal(read_checkpoint, tmp_path / "w.pt")
     assert not (tmp_path / "written").exists()
 
 
@@ -286,7 +296,7 @@ def test_pytorch_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # its import raises ImportError
     path = tmp_path / "w.pt"
     path.write_bytes(b"anything")
-    assert refusal(weights.read_checkpoint, path).endswith('pip install "diffusion_jax[torch]"')
+    assert refusal(read_checkpoint, path).endswith('pip install "diffusion_jax[torch]"')
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\3\4garbage", b"\x10" + bytes(7) + b"{}"])
@@ -296,25 +306,25 @@ def test_corrupt_file(tmp_path, suffix, content):
         pytest.importorskip("torch")
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    assert refusal(weights.read_checkpoint, path).startswith(f"{path} cannot be read: ")
+    assert refusal(read_checkpoint, path).startswith(f"{path} cannot be read: ")
 
 
 def test_truncated_file(tiny_file):
     tiny_file.write_bytes(tiny_file.read_bytes()[:-4])
-    assert "cannot be read: " in refusal(weights.read_checkpoint, tiny_file)
+    assert "cannot be read: " in refusal(read_checkpoint, tiny_file)
 
 
 def test_file_that_is_not_there_or_of_another_kind(tmp_path):
     for path in (tmp_path / "w.pt", tmp_path / "w.safetensors"):
-        assert refusal(weights.read_checkpoint, path) == f"no file {path}"
+        assert refusal(read_checkpoint, path) == f"no file {path}"
     message = f"{tmp_path / 'w.ckpt'} is no file of weights; known: .safetensors, .pt, .pth"
-    assert refusal(weights.read_checkpoint, tmp_path / "w.ckpt") == message
+    assert refusal(read_checkpoint, tmp_path / "w.ckpt") == message
 
 
 @pytest.mark.parametrize("new_order", [False, True])
 def test_import_and_export_are_exact(tiny, tiny_file, tmp_path, new_order):
     run, copy = tmp_path / "run", tmp_path / "copy.safetensors"
-    config = weights.import_weights(tiny_file, settings(), run, new_order)
+    config = import_weights(tiny_file, settings(), run, new_order)
     assert load(run / "config.json") == config
     assert (config.data.shape, config.data.num_classes) == ((8, 8, 1), 10)
     assert (
@@ -322,9 +332,9 @@ def test_import_and_export_are_exact(tiny, tiny_file, tmp_path, new_order):
         config.model.channel_mult,
         config.model.attention_resolutions,
     ) == (8, (1,), (8,))
-    assert weights.export_weights(run, copy, new_attention_order=new_order) == copy
+    assert export_weights(run, copy, new_attention_order=new_order) == copy
     # a file holds its tensors in an order of its own
-    assert_same(dict(sorted(weights.read_checkpoint(copy).items())), dict(sorted(tiny.items())))
+    assert_same(dict(sorted(read_checkpoint(copy).items())), dict(sorted(tiny.items())))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "copy.safetensors",
         "run",
@@ -333,7 +343,7 @@ def test_import_and_export_are_exact(tiny, tiny_file, tmp_path, new_order):
 
 
 def test_imported_run_is_sampled(tiny_file, tmp_path):
-    config = weights.import_weights(tiny_file, settings(), tmp_path / "run")
+    config = import_weights(tiny_file, settings(), tmp_path / "run")
     drawn = np.load(sample(config, tmp_path / "run") / "samples.npz")
     assert drawn["images"].shape == (2, 8, 8, 1)
     assert len(np.unique(drawn["images"])) > 10
@@ -341,7 +351,7 @@ def test_imported_run_is_sampled(tiny_file, tmp_path):
 
 def test_imported_run_is_trained_on_and_exported(tiny, tiny_file, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    config = weights.import_weights(tiny_file, settings(), run)
+    config = import_weights(tiny_file, settings(), run)
     # the initialisation, which the restored parameters replace, would take 10 s to compile
     zeros = lambda key: jax.tree.map(
         lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(build(config).init_params, key)
@@ -350,7 +360,7 @@ def test_imported_run_is_trained_on_and_exported(tiny, tiny_file, tmp_path, monk
     began, state = loop.begin(config, run)
     assert int(state.step) == 0
     for params in (state.params, state.ema_params):
-        assert_same(weights.to_torch_names(params, config.model), tiny)
+        assert_same(to_torch_names(params, began.parts.apply_fn.module), tiny)
     assert not any(np.any(a) for a in jax.tree.leaves(state.opt_state))
     # the randomness and the data are those of a new run
     assert np.array_equal(
@@ -366,8 +376,8 @@ def test_imported_run_is_trained_on_and_exported(tiny, tiny_file, tmp_path, monk
     began.log.close()
     for ema, added in ((True, 0), (False, 1)):
         config.sampling.ema = ema
-        exported = weights.read_checkpoint(
-            weights.export_weights(run, tmp_path / f"{ema}.safetensors", config)
+        exported = read_checkpoint(
+            export_weights(run, tmp_path / f"{ema}.safetensors", config)
         )
         for name, tensor in tiny.items():
             np.testing.assert_array_equal(exported[name], tensor + np.float32(added))
@@ -377,14 +387,10 @@ def test_import_refuses_what_does_not_fit_and_leaves_no_trace(
     state_dict, tiny, tiny_file, tmp_path
 ):
     run = tmp_path / "run"
-    refuse = lambda config: refusal(weights.import_weights, tiny_file, config, run)
-    assert "8 channels cannot be cut into 3 heads" in refuse(
-        dataclasses.replace(settings(), model=Model(heads=3))
-    )
+    refuse = lambda config: refusal(import_weights, tiny_file, config, run)
+    assert "8 channels cannot be cut into 3 heads" in refuse(settings(heads=3))
     assert "8 channels has no heads of 12 channels" in refuse(settings(head_channels=12))
-    assert "height, width and channels" in refuse(
-        dataclasses.replace(settings(), data=Data(shape=()))
-    )
+    assert "height, width and channels" in refuse(shaped(()))
     faulty = {name: a for name, a in tiny.items() if name != "out.0.bias"}
     safetensors.numpy.save_file(faulty, tiny_file)
     assert refuse(settings()) == "the weights do not fit: missing: out.0.bias"
@@ -392,7 +398,7 @@ def test_import_refuses_what_does_not_fit_and_leaves_no_trace(
 
     safetensors.numpy.save_file(state_dict("plain"), tiny_file)
     message = "images of 8 x 9 cannot be halved 1 times, once between two levels"
-    assert refuse(dataclasses.replace(settings(), data=Data(shape=(8, 9, 3)))) == message
+    assert refuse(shaped((8, 9, 3))) == message
     assert not run.exists()
 
     safetensors.numpy.save_file(tiny, tiny_file)
@@ -404,14 +410,14 @@ def test_import_refuses_what_does_not_fit_and_leaves_no_trace(
 
 def test_export_refuses_what_it_would_overwrite_or_cannot_write(tiny_file, tmp_path):
     run = tmp_path / "run"
-    config = weights.import_weights(tiny_file, settings(), run)
-    refuse = lambda path, *rest: refusal(weights.export_weights, run, path, *rest)
+    config = import_weights(tiny_file, settings(), run)
+    refuse = lambda path, *rest: refusal(export_weights, run, path, *rest)
     assert refuse(tiny_file) == f"{tiny_file} exists; choose another name"
     assert refuse(tmp_path / "w.pt").endswith("must end in .safetensors")
     assert "cannot be written" in refuse(tmp_path / "no folder" / "w.safetensors")
     config.model.heads = 1
     assert "model.heads: 2 -> 1" in refuse(tmp_path / "w.safetensors", config)
     assert "no config file" in refusal(
-        weights.export_weights, tmp_path / "nowhere", tmp_path / "w.safetensors"
+        export_weights, tmp_path / "nowhere", tmp_path / "w.safetensors"
     )
     assert not (tmp_path / "w.safetensors").exists()

@@ -1,4 +1,4 @@
-"""The training state: parameters that are trained and parameters that are not, on disk and devices."""
+"""The training state: trained and frozen parameters, on disk and on devices."""
 
 import jax
 import jax.numpy as jnp
