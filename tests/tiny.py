@@ -9,6 +9,7 @@ import sys
 import numpy as np
 from PIL import Image
 
+import main
 from diffusion_jax.runs.config import Config, Data, Diffusion, Sampling, Training, use
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -53,7 +54,12 @@ def experiment_file(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def command(*arguments, **environment) -> list:
+def main_run(*arguments) -> None:
+    """`main.py` with these words, in this process."""
+    main.run(["main.py", *map(str, arguments)])
+
+
+def command(*arguments) -> list:
     return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
 
 

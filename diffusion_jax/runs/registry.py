@@ -46,7 +46,8 @@ class Setting(NamedTuple):
 
 
 class Registry(NamedTuple):
-    """Names and factories. positional: how many leading arguments the run gives, whatever their types.
+    """Names and factories. positional: how many leading arguments the run gives, whatever their
+    types.
 
     optional: whether `none` is a name, too.
     """
@@ -200,8 +201,12 @@ class Component:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Component):
             return NotImplemented
-        mine, theirs = (one.values() if one.registry else one.given for one in (self, other))
-        return (self.entry, mine) == (other.entry, theirs)
+        registry = self.registry or other.registry
+        if self.entry != other.entry or registry is None:
+            return (self.entry, self.given) == (other.entry, other.given)
+        known = settings(registry, self.entry).values()
+        default = {setting.name: setting.default for setting in known if not setting.own}
+        return default | self.given == default | other.given
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # it can be changed
 
@@ -216,7 +221,8 @@ def use(entry: str, **given: Any) -> Component:
 
 
 def bound(registry: Registry, value: Any) -> Component:
-    """A name or a component, as a component of that registry; UserError where it has no such entry."""
+    """A name or a component, as a component of that registry; UserError where it has no such
+    entry."""
     if isinstance(value, str):
         value = Component(value, {})
     if not isinstance(value, Component):
@@ -226,7 +232,8 @@ def bound(registry: Registry, value: Any) -> Component:
 
 
 class Components:
-    """Several entries of one registry, each once: what `config.conditioning` is. By name: attributes."""
+    """Several entries of one registry, each once: what `config.conditioning` is. By name:
+    attributes."""
 
     def __init__(self, registry: Registry, value: Any):
         names = [value] if isinstance(value, (str, Component)) else value
@@ -238,7 +245,17 @@ class Components:
         for name, one in chosen.items():
             own = registry._replace(path=f"{path}.{name}")
             chosen[name] = Component(one.entry, one.given, own)
-        self.chosen, self.registry = chosen, registry
+        object.__setattr__(self, "chosen", chosen)
+        object.__setattr__(self, "registry", registry)
+
+    chosen: dict[str, Component]
+    registry: Registry
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(
+            f"config.{self.registry.path}.{name} cannot be set: set config.{self.registry.path} "
+            f"itself, or an argument, as in config.{self.registry.path}.label.dropout = 0.1"
+        )
 
     def __getattr__(self, name: str) -> Component:
         if name.startswith("__") or name in ("chosen", "registry"):
@@ -263,7 +280,8 @@ class Components:
 
 
 def make(component: Component, nouns: Mapping[Any, Any], *positional: Any) -> Any:
-    """What the component's factory returns, with the arguments of the config and the nouns of the run.
+    """What the component's factory returns, with the arguments of the config and the nouns of the
+    run.
 
     nouns: type -> the one of that type. Raises UserError, with the field's name, for what the
     factory refuses; None for the name `none`.
@@ -311,7 +329,8 @@ def named(kind: Any) -> str:
 
 
 def check_value(path: str, setting: Setting, value: Any) -> None:
-    """Raises UserError for a value of the wrong type. Whole numbers count as numbers, lists as tuples."""
+    """Raises UserError for a value of the wrong type. Whole numbers count as numbers, lists as
+    tuples."""
     kind = setting.kind
     if value is None and setting.optional:
         return

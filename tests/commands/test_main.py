@@ -500,7 +500,8 @@ def test_help_is_the_page_of_commands():
 
 def test_every_experiment_builds():
     from diffusion_jax.runs.build import build
-    from diffusion_jax.runs.config import from_dict, load, to_json
+    from diffusion_jax.runs.config import from_dict
+    from diffusion_jax.runs.settings import load, to_json
 
     for path in (ROOT / "experiments").glob("*.py"):
         config = load(path)

@@ -249,7 +249,7 @@ def test_the_command_writes_nothing_and_needs_no_workdir(tmp_path, capsys, monke
 
 
 def test_a_run_is_planned_by_its_workdir(tmp_path, capsys):
-    from diffusion_jax.runs.config import to_json
+    from diffusion_jax.runs.settings import to_json
 
     (tmp_path / "config.json").write_text(to_json(tiny_config()))
     run("plan", "--workdir", tmp_path)

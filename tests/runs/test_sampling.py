@@ -8,16 +8,23 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from diffusion_jax.commands import sample as generate, nll
 from diffusion_jax import samplers
-from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import to_json
-from diffusion_jax.data.sources import digits
-from diffusion_jax.denoisers import autoguidance, classifier_free, clip_x0, dynamic_threshold, make_denoiser
+from diffusion_jax.commands import nll
+from diffusion_jax.commands import sample as generate
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.samplers.cached import cached
-from diffusion_jax.runs.draw import advice, make_generate
 from diffusion_jax.core.types import Level, Prediction
+from diffusion_jax.data.sources import digits
+from diffusion_jax.denoisers import (
+    autoguidance,
+    classifier_free,
+    clip_x0,
+    dynamic_threshold,
+    make_denoiser,
+)
+from diffusion_jax.runs.build import build
+from diffusion_jax.runs.draw import advice, make_generate
+from diffusion_jax.runs.settings import to_json
+from diffusion_jax.samplers.cached import cached
 
 INDEX = np.arange(3, 7)
 PARAMS, WEAK = {"a": np.float32(0.9)}, {"a": np.float32(0.5)}

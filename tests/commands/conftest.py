@@ -1,0 +1,38 @@
+"""Two tiny runs, trained once a process of the tests, and what the commands' tests share."""
+
+import pytest
+from tiny import tiny_config
+
+from diffusion_jax.commands import train
+from diffusion_jax.runs.config import use
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+    """A run of four steps."""
+    folder = tmp_path_factory.mktemp("commands") / "run"
+    train.train(tiny_config(num_steps=4, eval_every=0), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def improved(tmp_path_factory):
+    """A run with learned variance, the hybrid loss, importance-sampled t and labels dropped."""
+    folder = tmp_path_factory.mktemp("improved") / "run"
+    config = tiny_config(num_steps=4, eval_every=0)
+    config.model.learned_variance = True
+    config.diffusion.loss = "hybrid"
+    config.conditioning = use("label", dropout=0.2)
+    train.train(config, folder)
+    return folder
+
+
+@pytest.fixture
+def newest():
+    """A run's folder -> the newest of its folders of samples."""
+
+    def find(workdir):
+        folders = (path for path in (workdir / "samples").iterdir() if path.is_dir())
+        return max(folders, key=lambda path: path.stat().st_mtime_ns)
+
+    return find
