@@ -137,6 +137,10 @@ def _build(config: Config) -> Parts:
         return module.init(key, *example())["params"]
 
     params = jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
+    try:
+        split(params, training.freeze)
+    except ValueError as error:
+        raise UserError(f"config.training.freeze: {error}") from None
     output = jax.eval_shape(lambda params: network(params, *example()), params)
     variance = learned_or(output.shape[1:], tuple(shape), diffusion.variance)
     weighting = make(diffusion.weighting, {})
