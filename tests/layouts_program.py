@@ -18,13 +18,13 @@ import numpy as np
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 from tiny import tiny_config  # noqa: E402
 
-from diffusion_jax.commands import train as loop  # noqa: E402
-from diffusion_jax.commands.sample import restore_params  # noqa: E402
+from diffusion_jax.commands import train  # noqa: E402
 from diffusion_jax.devices import parallel  # noqa: E402
 from diffusion_jax.runs.build import build  # noqa: E402
 from diffusion_jax.runs.draw import make_generate  # noqa: E402
+from diffusion_jax.runs.open import restore_params  # noqa: E402
 
-loop.draw_picture = lambda run, state: None  # 16 samples are drawn below
+train.draw_picture = lambda run, state: None  # 16 samples are drawn below
 parallel.start()
 folder = pathlib.Path(sys.argv[1])
 for words in sys.argv[2:]:
@@ -35,7 +35,7 @@ for words in sys.argv[2:]:
             num_steps=num_steps, eval_every=0, checkpoint_every=5, parallel=kind, fsdp=int(fsdp)
         )
         config.model.dropout, config.sampling.num = 0.0, 16
-        loop.train(config, folder / name)
+        train.train(config, folder / name)
     parts = build(config)
     params, step = restore_params(config, parts, folder / name, ema=False)
     samples = make_generate(config, parts)(params, np.arange(16))
