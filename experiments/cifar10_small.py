@@ -3,7 +3,8 @@ data to FID.
 
 Command:   python main.py --workdir runs/cifar_small --config experiments/cifar10_small.py
 Hardware:  a laptop's CPU
-Result:    blurred colours and shapes after the 200 steps; docs/results.md has the loss, the samples and their figures
+Result:    blurred colours and shapes after the 200 steps; docs/results.md has the loss,
+           the samples and their figures
 """
 
 from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Sampling, Training, use

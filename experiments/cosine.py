@@ -3,7 +3,8 @@ L_hybrid.
 
 Command:   python main.py --workdir runs/cosine --config experiments/cosine.py
 Hardware:  the paper does not say. On one H100 expect days; not yet measured here.
-Paper:     FID 3.19 and bits/dim 3.17 for L_hybrid after 500,000 steps (table 2 of the paper, not our numbers)
+Paper:     FID 3.19 and bits/dim 3.17 for L_hybrid after 500,000 steps (table 2 of the paper,
+           not our numbers)
 
 The setting is that of the paper's appendix A and its code: 128 channels, multipliers 1, 2, 2, 2,
 three residual blocks a level, attention of four heads at 16 x 16 and 8 x 8, scale-shift norm,

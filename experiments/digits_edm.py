@@ -3,8 +3,9 @@ noise levels.
 
 Command:   python main.py --workdir runs/digits_edm --config experiments/digits_edm.py
 Hardware:  a CPU; five minutes on two very busy cores
-Result:    98.3 % of 1,000 samples recognised as the digit asked for, in 18 steps (benchmarks/digits_quality.py); a
-           uniform grid, coarse where sigma is small, would give the classes' means
+Result:    98.3 % of 1,000 samples recognised as the digit asked for, in 18 steps
+           (benchmarks/digits_quality.py); a uniform grid, coarse where sigma is small, would
+           give the classes' means
 """
 
 from diffusion_jax.runs.config import Config, Diffusion

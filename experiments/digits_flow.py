@@ -3,7 +3,8 @@ logit-normal.
 
 Command:   python main.py --workdir runs/digits_flow --config experiments/digits_flow.py
 Hardware:  a CPU; two and a half minutes on two busy cores
-Result:    99.0 % of 1,000 samples recognised as the digit asked for, in 20 steps (benchmarks/digits_quality.py)
+Result:    99.0 % of 1,000 samples recognised as the digit asked for, in 20 steps
+           (benchmarks/digits_quality.py)
 """
 
 from diffusion_jax.runs.config import Config, Diffusion

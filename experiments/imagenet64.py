@@ -3,7 +3,8 @@ L_hybrid.
 
 Command:   python main.py --workdir runs/imagenet64 --config experiments/imagenet64.py
 Hardware:  the paper does not say; 120 M parameters. Not yet measured here.
-Paper:     FID 19.2 and bits/dim 3.57 for L_hybrid after 1.5 million steps (table 1 of the paper, not our numbers)
+Paper:     FID 19.2 and bits/dim 3.57 for L_hybrid after 1.5 million steps (table 1 of the
+           paper, not our numbers)
 
 The setting is that of the paper's appendix A and its code: 128 channels, multipliers 1, 2, 3, 4,
 three residual blocks a level, attention of four heads at 16 x 16 and 8 x 8, scale-shift norm, no

@@ -1,10 +1,10 @@
 """DDPM on CIFAR-10 (Ho et al. 2020): the linear schedule, fixed variance, L_simple.
 
 Command:   python main.py --workdir runs/linear --config experiments/linear.py
-Hardware:  the paper's: 8 TPU v3 cores, 10.6 hours. On one H100 expect days rather than hours; not
-yet measured here.
-Paper:     FID 3.17 and Inception Score 9.46, of 50,000 samples by 1,000 ancestral steps; bits/dim at most 3.75 (table 1
-           of the paper, not our numbers)
+Hardware:  the paper's: 8 TPU v3 cores, 10.6 hours. On one H100 expect days rather than hours;
+           not yet measured here.
+Paper:     FID 3.17 and Inception Score 9.46, of 50,000 samples by 1,000 ancestral steps; bits/dim
+           at most 3.75 (table 1 of the paper, not our numbers)
 
 The setting is that of the paper's appendix B: 35.7 M parameters, T = 1000, dropout 0.1, learning
 rate 2e-4, batch 128, EMA 0.9999, 800,000 steps, horizontal flips; from the authors' code, 5,000

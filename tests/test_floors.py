@@ -1,5 +1,5 @@
-"""The design's floors, read from the imports: a module imports its own floor and those below, never
-one above."""
+"""The design's floors, read from the imports: a folder imports itself and those below, never one
+above."""
 
 import ast
 import pathlib
@@ -10,26 +10,20 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "diffusion_jax"
 
-# A new module is named here, on the floor that docs/design.md gives it.
-FLOORS = {
-    name: floor
-    for floor, names in {
-        0: "types errors version",
-        1: "schedules process predictions timesteps weightings grids noise",
-        2: "losses likelihood denoisers samplers ode editing mixtures",
-        3: "config build sampling generate pictures plots catalog command_line weights nll figures edit training evaluation "
-        "describe evaluate rate plan flops hardware cpu",
-    }.items()
-    for name in names.split()
-} | {"": 2}  # the package itself, which gathers the core for notebooks
-# Side floors: what they may import besides themselves, inside the package and outside the standard
-# library. Floor 3 alone imports them. models know no diffusion, data no JAX.
-SIDES = {"models": ((), {"jax", "flax", "numpy"}), "data": (("errors",), None)}
-CORE_LIBRARIES = {"jax", "numpy"}
-CORE_EXTRA = {"ode": {"diffrax"}}  # a core module that stands on a library of its own
-JAX_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
-NO_DEVICES = ("samplers", "losses", "models")
+# From the ground up. A new folder is named here, where docs/design.md has it.
+FLOORS = (
+    "core data denoisers likelihood samplers modalities codecs conditioning objectives models "
+    "devices interop evaluation training runs commands"
+).split()
+LIBRARY = FLOORS[: FLOORS.index("devices")]  # what notebooks use; knows no optimizer and no device
+FREE_OF = {  # floor -> libraries that it must do without
+    **{floor: {"optax", "orbax", "flax"} for floor in LIBRARY},
+    "models": {"optax", "orbax"},
+    "data": {"jax", "jaxlib", "flax", "optax", "orbax"},
+}
 DEVICES = re.compile(r"pmap|pmean|psum|shard|device|axis_name", re.IGNORECASE)
+NO_DEVICES = ("denoisers", "samplers", "conditioning", "codecs", "objectives", "models")
+TO_THE_GRADIENT = ("main.py", "diffusion_jax/commands/train.py", "diffusion_jax/training/step.py")
 
 
 def _modules(package):
@@ -59,9 +53,8 @@ def _imports(name, path, modules):
             for alias in node.names:
                 add(alias.name)
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                ["diffusion_jax", *package][: len(package) + 2 - node.level] if node.level else []
-            )
+            up = len(package) + 2 - node.level
+            base = ["diffusion_jax", *package][:up] if node.level else []
             for alias in node.names:
                 add(".".join(filter(None, (*base, node.module))), alias.name)
     return inner, outer - set(sys.stdlib_module_names)
@@ -71,152 +64,95 @@ def violations(package):
     modules, found = _modules(package), []
     for name, path in modules.items():
         room = name.split(".")[0]
-        if room not in FLOORS and room not in SIDES:
-            found.append(
-                f"{name}: on no floor; assign it one in FLOORS, test_floors.py, and in docs/design.md"
-            )
+        if room and room not in FLOORS:
+            found.append(f"{name}: on no floor; give it one in FLOORS and in docs/design.md")
             continue
+        height = FLOORS.index(room) if room else FLOORS.index("objectives")
         inner, outer = _imports(name, path, modules)
         for target in sorted(inner):
             other = target.split(".")[0]
-            if other == room or other not in FLOORS | SIDES:
-                continue
-            if room in SIDES:
-                allowed = other in SIDES[room][0]
-            else:
-                allowed = FLOORS[room] >= (3 if other in SIDES else FLOORS[other])
-            if not allowed:
-                found.append(f"{name}: imports diffusion_jax.{target}, which its floor must not")
-        if room in SIDES:
-            libraries = SIDES[room][1]
-            forbidden = outer & JAX_LIBRARIES if libraries is None else outer - libraries
-        else:
-            forbidden = (
-                outer - CORE_LIBRARIES - CORE_EXTRA.get(room, set()) if FLOORS[room] < 3 else set()
-            )
-        found += [
-            f"{name}: imports {library}, which its floor must not" for library in sorted(forbidden)
-        ]
-        if (
-            FLOORS.get(room) != 3
-            and room in NO_DEVICES
-            and (word := DEVICES.search(path.read_text()))
-        ):
-            found.append(
-                f"{name}: mentions devices ({word[0]}), which training/parallel.py alone knows"
-            )
+            above = not other or FLOORS.index(other) > height if other in FLOORS or not other else 0
+            a_command = other == "commands" and target not in (name, "commands")
+            if above or a_command:
+                found.append(f"{name}: imports diffusion_jax.{target}, which it must not")
+        for library in sorted(outer & FREE_OF.get(room, set())):
+            found.append(f"{name}: imports {library}, which its floor must not")
+        if room in NO_DEVICES and (word := DEVICES.search(path.read_text())):
+            found.append(f"{name}: mentions devices ({word[0]}), which devices/ alone knows")
     return found
 
 
-def test_imports_only_go_down():
+def test_imports_only_go_down_and_nothing_imports_a_command():
     assert violations(PACKAGE) == []
+
+
+def test_the_top_holds_folders_and_one_file():
+    assert [path.name for path in PACKAGE.glob("*.*")] == ["__init__.py"]
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(FLOORS)
+
+
+def test_files_are_neither_long_nor_main_a_program():
+    lengths = {
+        name: len(path.read_text().splitlines()) for name, path in _modules(PACKAGE).items()
+    }
+    assert {name: n for name, n in lengths.items() if n > 350} == {}
+    assert len((PACKAGE.parent / "main.py").read_text().splitlines()) < 80
+
+
+def test_three_files_lead_from_main_to_the_gradient():
+    main, loop, step = ((PACKAGE.parent / name).read_text() for name in TO_THE_GRADIENT)
+    assert "command.run(" in main
+    assert "def run(given" in loop
+    assert "make_train_step(" in loop
+    assert "jax.value_and_grad(" in step
+
+
+def test_tests_mirror_the_package():
+    here = pathlib.Path(__file__).parent
+    folders = {path.name for path in here.iterdir() if any(path.glob("test_*.py"))}
+    assert folders == set(FLOORS)
 
 
 def test_the_whole_package_was_read():
     modules = _modules(PACKAGE)
-    assert {
-        "",
-        "types",
-        "schedules",
-        "samplers.chain",
-        "models.unet",
-        "data.sources",
-        "training.loop",
-    } <= modules.keys()
+    assert {"", "core.types", "samplers.chain", "models.unet", "commands.train"} <= modules.keys()
     inner, outer = _imports("samplers.first_order", modules["samplers.first_order"], modules)
-    assert {"process", "types", "noise"} <= inner
+    assert {"core.process", "core.types"} <= inner
     assert outer == {"jax"}
 
 
 @pytest.mark.parametrize(
     ("path", "source", "complaint"),
     [
-        (
-            "schedules.py",
-            "import diffusion_jax.samplers",
-            "schedules: imports diffusion_jax.samplers",
-        ),
-        ("types.py", "from diffusion_jax import grids", "types: imports diffusion_jax.grids"),
-        ("process.py", "from . import losses", "process: imports diffusion_jax.losses"),
-        ("process.py", "from .losses import LOSSES", "process: imports diffusion_jax.losses"),
-        ("grids.py", "import diffusion_jax as dj", "grids: imports diffusion_jax."),
-        (
-            "samplers.py",
-            "def f():\n    from diffusion_jax.training import step",
-            "samplers: imports diffusion_jax.training",
-        ),
-        (
-            "losses.py",
-            "from diffusion_jax.models.unet import UNet",
-            "losses: imports diffusion_jax.models.unet",
-        ),
-        ("__init__.py", "from diffusion_jax import build", ": imports diffusion_jax.build"),
-        (
-            "models/unet.py",
-            "from diffusion_jax.types import Level",
-            "models.unet: imports diffusion_jax.types",
-        ),
-        (
-            "models/unet.py",
-            "from .. import schedules",
-            "models.unet: imports diffusion_jax.schedules",
-        ),
+        ("core/grids.py", "import diffusion_jax.samplers", "core.grids: imports diffusion_jax.sam"),
+        ("core/grids.py", "from .. import samplers", "core.grids: imports diffusion_jax.samplers"),
+        ("core/grids.py", "from ..objectives.losses import f", "core.grids: imports diffusion_jax"),
+        ("core/grids.py", "import diffusion_jax as dj", "core.grids: imports diffusion_jax."),
+        ("core/grids.py", "import flax.linen as nn", "core.grids: imports flax"),
+        ("samplers/chain.py", "def f():\n    from diffusion_jax.training import step", "samplers"),
+        ("samplers/chain.py", "from jax import pmap", "samplers.chain: mentions devices (pmap)"),
+        ("__init__.py", "from diffusion_jax.runs import build", ": imports diffusion_jax.runs"),
         ("models/unet.py", "import optax", "models.unet: imports optax"),
-        (
-            "data/sources.py",
-            "from diffusion_jax.config import Config",
-            "data.sources: imports diffusion_jax.config",
-        ),
-        ("data/sources.py", "def f():\n    import jax.numpy", "data.sources: imports jax"),
-        ("denoisers.py", "import flax.linen as nn", "denoisers: imports flax"),
-        ("schedules.py", "from optax import schedules", "schedules: imports optax"),
-        ("samplers.py", "from jax import pmap", "samplers: mentions devices (pmap)"),
         ("models/unet.py", "x = jax.device_put", "models.unet: mentions devices (device)"),
-        ("novelty.py", "", "novelty: on no floor; assign it one"),
+        ("data/sources.py", "def f():\n    import jax.numpy", "data.sources: imports jax"),
+        ("training/step.py", "from ..runs import build", "training.step: imports diffusion_jax.ru"),
+        ("commands/train.py", "from . import sample", "commands.train: imports diffusion_jax.comm"),
+        ("novelty/a.py", "", "novelty.a: on no floor; give it one"),
     ],
 )
 def test_what_the_design_forbids_is_found(tmp_path, path, source, complaint):
-    for name in (
-        "__init__",
-        "types",
-        "schedules",
-        "samplers",
-        "losses",
-        "grids",
-        "config",
-        "build",
-        "models/__init__",
-    ):
+    for name in ("__init__", "core/grids", "samplers/chain", "samplers/__init__", "models/unet"):
         (tmp_path / name).with_suffix(".py").parent.mkdir(exist_ok=True)
         (tmp_path / name).with_suffix(".py").touch()
-    for name in ("training/__init__", "training/step", "models/unet", "data/__init__"):
+    for name in ("training/step", "runs/build", "objectives/losses", "data/sources"):
+        (tmp_path / name).with_suffix(".py").parent.mkdir(exist_ok=True)
+        (tmp_path / name).with_suffix(".py").touch()
+    for name in ("commands/train", "commands/sample"):
         (tmp_path / name).with_suffix(".py").parent.mkdir(exist_ok=True)
         (tmp_path / name).with_suffix(".py").touch()
     assert violations(tmp_path) == []
+    (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text(source)
     (found,) = violations(tmp_path)
     assert found.startswith(complaint)
-
-
-@pytest.mark.parametrize(
-    ("path", "source"),
-    [
-        (
-            "samplers.py",
-            "import math\nimport jax\nfrom diffusion_jax.types import Level\nfrom diffusion_jax import denoisers",
-        ),
-        (
-            "training/loop.py",
-            "import optax, jax\nfrom diffusion_jax import models, data, samplers\nfrom ..build import f",
-        ),
-        (
-            "data/sources.py",
-            "import numpy, grain\nfrom diffusion_jax.errors import UserError\nfrom . import pipeline",
-        ),
-        ("models/unet.py", "import flax.linen\nfrom .attention import Attention"),
-    ],
-)
-def test_what_the_design_allows_passes(tmp_path, path, source):
-    (tmp_path / path).parent.mkdir(exist_ok=True)
-    (tmp_path / path).write_text(source)
-    assert violations(tmp_path) == []

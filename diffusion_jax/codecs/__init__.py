@@ -1,8 +1,9 @@
 """Codecs: between data, as a source has them, and x0, what the diffusion sees."""
 
 from diffusion_jax.codecs.codec import Codec
+from diffusion_jax.codecs.floats import floats
 from diffusion_jax.codecs.pixels import pixels
 
-CODECS = {"pixels": pixels}
+CODECS = {"pixels": pixels, "floats": floats}
 
-__all__ = ["CODECS", "Codec", "pixels"]
+__all__ = ["CODECS", "Codec", "floats", "pixels"]

@@ -15,6 +15,11 @@ def pixels(declared: Declared) -> Codec:
 
     Decoding uint8 clips and rounds. Floats come back in their own units, not clipped.
     """
+    if declared.range is None and declared.dtype != "uint8":
+        raise ValueError(
+            f"pixels scales a range, and {declared.dtype} data have none; config.codec=floats "
+            "takes them as they are"
+        )
     low, high = (0.0, 255.0) if declared.range is None else declared.range
     half = 0.5 * (high - low)
 

@@ -22,9 +22,10 @@ from diffusion_jax.runs import draw, folders
 from diffusion_jax.runs.bits import check_bins
 from diffusion_jax.runs.build import build, load_source
 from diffusion_jax.runs.command_line import Given
-from diffusion_jax.runs.config import Config, copy
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job
 from diffusion_jax.runs.open import check_same, restore_params, weak_params
+from diffusion_jax.runs.settings import copy
 
 INVERTING = ("reconstruct", "interpolate", "translate")
 INVERTIBLE = ("ddim", "euler", "heun", "heun_flow", "dpm_solver_2", "dpm_solver_3", "adaptive_ode")
@@ -49,7 +50,8 @@ def check_editing(config: Config) -> None:
         )
     if not -1 <= settings.label < max(classes, 1):
         raise UserError(
-            f"config.editing.label must be -1, for the next class, or 0 to {classes - 1}, not {settings.label}"
+            f"config.editing.label must be -1, for the next class, or 0 to {classes - 1}, not "
+            f"{settings.label}"
         )
     if settings.task not in INVERTING:
         return
@@ -64,7 +66,8 @@ def check_editing(config: Config) -> None:
         )
     if sampling.guidance and settings.task != "translate":
         raise UserError(
-            f"config.editing.task={settings.task} follows the run's own flow: leave config.sampling.guidance at 0"
+            f"config.editing.task={settings.task} follows the run's own flow: leave "
+            "config.sampling.guidance at 0"
         )
 
 
@@ -92,7 +95,8 @@ def load_png(path: str, field: str, shape: tuple) -> np.ndarray:
     height, width, channels = shape
     if channels not in (1, 3):
         raise UserError(
-            f"{field}={path}: a .png has no {channels} channels, as this run's images do; give an .npz"
+            f"{field}={path}: a .png has no {channels} channels, as this run's images do; give an "
+            ".npz"
         )
     try:
         with Image.open(path) as image:
@@ -103,7 +107,8 @@ def load_png(path: str, field: str, shape: tuple) -> np.ndarray:
         ) from None
     if size != (width, height):
         raise UserError(
-            f"{field}={path} is {size[0]} x {size[1]} pixels, but this run's images are {width} x {height}"
+            f"{field}={path} is {size[0]} x {size[1]} pixels, but this run's images are {width} x "
+            f"{height}"
         )
     return pixels.reshape(shape)
 
@@ -118,11 +123,13 @@ def load_npz(path: str, shape: tuple, classes: int) -> tuple[np.ndarray, np.ndar
         raise UserError(f"config.editing.images={path} holds no array `images`") from None
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"config.editing.images={path} cannot be read: {getattr(error, 'strerror', None) or error}"
+            f"config.editing.images={path} cannot be read: "
+            f"{getattr(error, 'strerror', None) or error}"
         ) from None
     if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) == 0:
         raise UserError(
-            f"config.editing.images={path}: `images` must be uint8 of shape {('N', *shape)}, not {images.dtype} {images.shape}"
+            f"config.editing.images={path}: `images` must be uint8 of shape {('N', *shape)}, not "
+            f"{images.dtype} {images.shape}"
         )
     if labels is not None and classes:
         if (
@@ -132,7 +139,8 @@ def load_npz(path: str, shape: tuple, classes: int) -> tuple[np.ndarray, np.ndar
             or labels.max() >= classes
         ):
             raise UserError(
-                f"config.editing.images={path}: `labels` must be one of 0 to {classes - 1} for each image"
+                f"config.editing.images={path}: `labels` must be one of 0 to {classes - 1} for "
+                "each image"
             )
         labels = labels.astype(np.int32)
     return images, labels

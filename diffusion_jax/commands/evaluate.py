@@ -17,7 +17,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
 from diffusion_jax.core.version import __version__
-from diffusion_jax.devices.parallel import primary, process, start, together, wait_for_all
+from diffusion_jax.devices.processes import primary, process, start, together, wait_for_all
 from diffusion_jax.evaluation import features, references
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
@@ -25,7 +25,7 @@ from diffusion_jax.interop.files import fingerprint
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import folders
 from diffusion_jax.runs.command_line import Flag, Given, Needs
-from diffusion_jax.runs.config import Config, as_values, check
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import make_generate
 from diffusion_jax.runs.open import manner, open_run
 from diffusion_jax.runs.score import (
@@ -36,6 +36,7 @@ from diffusion_jax.runs.score import (
     sampled,
     scalars,
 )
+from diffusion_jax.runs.settings import as_values, check
 from diffusion_jax.training.events import Events
 
 FLAGS = {
@@ -179,7 +180,8 @@ def check_writable(folder: pathlib.Path) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(
-            f"{folder} cannot be written: {there} is {'not writable' if there.is_dir() else 'no folder'}"
+            f"{folder} cannot be written: {there} is "
+            f"{'not writable' if there.is_dir() else 'no folder'}"
         )
 
 

@@ -11,8 +11,9 @@ from diffusion_jax.interop.state_dicts import to_torch_names
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.command_line import Flag, Given
-from diffusion_jax.runs.config import Config, load
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import check_same, restore_params
+from diffusion_jax.runs.settings import load
 
 FLAGS = {
     "weights": Flag("", "the file to write, .safetensors", "the file of the weights"),

@@ -15,7 +15,8 @@ from diffusion_jax.interop.files import read_checkpoint
 from diffusion_jax.interop.state_dicts import from_torch_names, infer_model
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.command_line import Flag, Given, Needs
-from diffusion_jax.runs.config import Config, copy, to_json
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import copy, to_json
 from diffusion_jax.training.checkpoint import Checkpoints
 
 FLAGS = {
@@ -43,9 +44,9 @@ def import_weights(
 
     The architecture, the images' channels and the number of classes are read from the file; all
     else is `config`'s: model.heads or head_channels, the images' size, the schedule and its T, the
-    prediction; with conditioning.label.dropout above 0 the last label means "none". The parameters and
-    their average are the file's, the optimizer is new. Raises UserError, and writes nothing, where
-    they do not fit."""
+    prediction; with conditioning.label.dropout above 0 the last label means "none". The parameters
+    and their average are the file's, the optimizer is new. Raises UserError, and writes nothing,
+    where they do not fit."""
     workdir = pathlib.Path(workdir)
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a run already; choose another --workdir")

@@ -13,9 +13,10 @@ from diffusion_jax.devices import hardware
 from diffusion_jax.evaluation import features
 from diffusion_jax.runs import editing
 from diffusion_jax.runs.command_line import Given, Needs
-from diffusion_jax.runs.config import Config, leaves
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registries import REGISTRIES
 from diffusion_jax.runs.registry import RUN_GIVES, Registry, Setting, named, settings
+from diffusion_jax.runs.settings import leaves
 
 NEEDS = Needs(nothing=True)
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"

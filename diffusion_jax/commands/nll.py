@@ -75,7 +75,7 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         report["t"] = np.asarray(grid.t).tolist()
         report |= {name: values.tolist() for name, values in by_t.items()}
         if settings.budget:
-            table = parts.schedule.level(np.arange(parts.schedule.num_steps))
+            table = parts.schedule.level(np.arange(parts.schedule.num_steps or 0))
             steps = best_steps(by_t["x0_mse"][::-1], table, settings.budget)
             report["best_steps"] = ",".join(map(str, steps))
         plots.bound(

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.devices import flops, hardware
+from diffusion_jax.devices import cpu, flops, hardware
 from diffusion_jax.devices.parallel import cut_axis
-from diffusion_jax.runs.build import batch_spec, build, make_step
+from diffusion_jax.runs.build import batch_spec, build
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
+from diffusion_jax.training.step import make_train_step
 
 MEMORY_FIRST: dict[str, str | bool] = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
@@ -22,7 +23,8 @@ FLAGS = {
     "devices": Flag(1, "how many of them share a batch"),
 }
 NEEDS = Needs(workdir=False)
-PREALLOCATED = 0.75  # the share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+# the share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+PREALLOCATED = 0.75
 
 
 class Plan(NamedTuple):
@@ -78,13 +80,23 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         )
     if config.training.batch_size % share:
         raise UserError(
-            f"training.batch_size={config.training.batch_size} is not divisible by {share} (devices x accumulation)"
+            f"training.batch_size={config.training.batch_size} is not divisible by {share} "
+            "(devices x accumulation)"
         )
     images = config.training.batch_size // devices
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(parts.init_state, key)
     batch = batch_spec(config, parts, images)
-    traced = jax.jit(make_step(config, parts), donate_argnums=0).trace(state, key, batch)
+    step = make_train_step(
+        parts.objective,
+        parts.apply_fn,
+        parts.optimizer,
+        parts.ema,
+        parts.learning_rate,
+        accumulation=config.training.accumulation_steps,
+        unroll=cpu.unroll(),
+    )
+    traced = jax.jit(step, donate_argnums=0).trace(state, key, batch)
     backend = jax.default_backend()
     compiled = traced.lower().compile(compiler_options=MEMORY_FIRST if backend == "cpu" else None)
     memory, costs, (counted, rolled) = (
@@ -94,7 +106,8 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
     )
     if memory is None or costs is None:
         raise UserError(
-            f"the compiler for {backend} does not tell what its programs need; plan on another, as JAX_PLATFORMS=cpu"
+            f"the compiler for {backend} does not tell what its programs need; plan on another, "
+            "as JAX_PLATFORMS=cpu"
         )
     kinds = {
         "parameters": state.params,
@@ -125,11 +138,13 @@ def report(plan: Plan, name: str = "") -> str:
     once = "; loops counted once" if plan.rolled else ""
     lines = [
         f"parameters       {plan.parameters:,}",
-        f"FLOPs a step     {plan.flops:.4g} in matrix products and convolutions, {plan.flops / plan.images:.4g} an image",
+        f"FLOPs a step     {plan.flops:.4g} in matrix products and convolutions, "
+        f"{plan.flops / plan.images:.4g} an image",
         f"                 {plan.xla_flops:.4g} by XLA's cost analysis of everything{once}",
         f"state            {megabytes(sum(plan.state.values()))}: {state}",
         f"batch            {megabytes(plan.batch)}, {plan.images} images",
-        f"activations      {megabytes(plan.temporary)} with gradients, at their peak, as XLA for {plan.backend} lays them out; "
+        f"activations      {megabytes(plan.temporary)} with gradients, at their peak, as XLA for "
+        f"{plan.backend} lays them out; "
         "another backend differs",
     ]
     if plan.devices > 1:
@@ -138,25 +153,30 @@ def report(plan: Plan, name: str = "") -> str:
         return "\n".join(
             [
                 *lines,
-                f"memory           {megabytes(plan.memory)}; --device says whether that fits: {names()}",
+                f"memory           {megabytes(plan.memory)}; --device says whether that fits: "
+                f"{names()}",
             ]
         )
     name, device = hardware.find(name)
     share = plan.memory / device.memory
-    verdict = (
-        "fits"
-        if share <= 1
-        else "does NOT fit: try model.remat=true, more training.accumulation_steps or a smaller batch"
-    )
+    verdict = "fits"
+    if share > 1:
+        verdict = (
+            "does NOT fit: try model.remat=true, more training.accumulation_steps or a smaller "
+            "batch"
+        )
     if PREALLOCATED < share <= 1 and not name.startswith("TPU"):
         verdict += f", with XLA_PYTHON_CLIENT_MEM_FRACTION above {share:.2f}"
     moved = 2 * sum(plan.state.values()) / device.bandwidth
     bound, peak = plan.bound(device), f"{device.peak(plan.dtype) / 1e12:g} TFLOP/s in {plan.dtype}"
     lines += [
-        f"memory           {megabytes(plan.memory)}, {share:.1%} of a {name}'s {device.memory / 1e9:g} GB: {verdict}",
-        f"upper bound      {bound:,.0f} images/s, {bound / plan.images / plan.devices:.4g} steps/s: {peak} "
+        f"memory           {megabytes(plan.memory)}, {share:.1%} of a {name}'s "
+        f"{device.memory / 1e9:g} GB: {verdict}",
+        f"upper bound      {bound:,.0f} images/s, {bound / plan.images / plan.devices:.4g} "
+        f"steps/s: {peak} "
         "over the FLOPs of an image; real runs reach a part of it",
-        f"                 and at least {1e3 * moved:.3g} ms a step to move the state at {device.bandwidth / 1e9:g} GB/s",
+        f"                 and at least {1e3 * moved:.3g} ms a step to move the state at "
+        f"{device.bandwidth / 1e9:g} GB/s",
         f"source           {device.source}; dense rates",
     ]
     return "\n".join(lines)

@@ -31,7 +31,8 @@ def run(given: Given) -> str:
         return json.dumps(found, indent=2)
     if not (given.flags["images"] and given.flags["against"]):
         raise UserError(
-            "--images and --against name the two sets to be judged, --ratings the files of ratings to be counted"
+            "--images and --against name the two sets to be judged, --ratings the files of "
+            "ratings to be counted"
         )
     first, second = (
         references.image_set(name, run_data(given.config, given.declared)).source

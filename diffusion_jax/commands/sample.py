@@ -23,8 +23,8 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     chain.gif and chain.png.
 
     Returns the folder, workdir/samples/<how they were drawn>. samples.npz holds `images`, uint8 or,
-    of float data, float32 in their units, [N, H, W, C] and, where the run has classes, `labels` [N].
-    """
+    of float data, float32 in their units, [N, H, W, C] and, where the run has classes, `labels`
+    [N]."""
     sampling = config.sampling
     only = "sampling takes only config.sampling.* settings"
     parts, params, step, weak = open_run(config, workdir, only)

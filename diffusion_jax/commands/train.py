@@ -4,7 +4,6 @@ python main.py [train] --workdir DIR --config experiments/NAME.py
 """
 
 import contextlib
-import os
 import pathlib
 import signal
 from collections.abc import Callable
@@ -18,12 +17,10 @@ from diffusion_jax.core import noise
 from diffusion_jax.core.errors import Interrupted, UserError
 from diffusion_jax.core.files import writing
 from diffusion_jax.data import pipeline
-from diffusion_jax.devices.parallel import (
+from diffusion_jax.devices import cpu
+from diffusion_jax.devices.parallel import check_batch, initial, layout, make_take_steps
+from diffusion_jax.devices.processes import (
     agreed,
-    check_batch,
-    initial,
-    layout,
-    make_take_steps,
     preempted,
     primary,
     process,
@@ -39,20 +36,22 @@ from diffusion_jax.runs.build import (
     check_together,
     held_out_times,
     load_source,
-    make_step,
     parameters,
     table_betas,
 )
 from diffusion_jax.runs.command_line import Given
-from diffusion_jax.runs.config import Config, check, copy
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import params_of, weak_params
 from diffusion_jax.runs.score import make_score
+from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.runs.workdir import check_step, lock, open_workdir
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
 from diffusion_jax.training.profiling import Profile
+from diffusion_jax.training.signals import Signals
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import make_train_step
 
 
 def run(given: Given) -> str:
@@ -156,12 +155,12 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
                         f"stopped and saved at step {step}; the same command goes on from here"
                     )
                     raise Interrupted(stops)
-        return finish(run, state)
+        return finish(run, state, drawn=first < settings.num_steps)
 
 
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
-    """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad input
-    leaves no trace."""
+    """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad
+    input leaves no trace."""
     settings, data = config.training, config.data
     config, source = with_range(config)
     parts = build(config)
@@ -185,12 +184,21 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         )
     else:
         evaluate = lambda state: float("nan")
-    step_fn = make_step(config, parts, lay)
+    step_fn = make_train_step(
+        parts.objective,
+        parts.apply_fn,
+        parts.optimizer,
+        parts.ema,
+        parts.learning_rate,
+        accumulation=settings.accumulation_steps,
+        unroll=cpu.unroll(),
+        **lay.options(),
+    )
     generate = draw.make_generate(config, parts, weak=weak_params(config, parts))
     score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
     first = None
     if settings.init and not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
-        first = params_of(config, parts, pathlib.Path(settings.init), "training.init")
+        first = params_of(config, parts, settings.init, "training.init")
 
     if primary():
         open_workdir(workdir, config)
@@ -209,7 +217,9 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
             state, extra = checkpoints.restore(where)
             # which is not the newest one's where that is damaged
             check_step(workdir, int(state.step), config)
-            key = jax.random.wrap_key_data(jnp.asarray(extra["key"], jnp.uint32), impl=noise.IMPL)
+            key = jax.random.wrap_key_data(
+                jnp.asarray(extra["key"], jnp.uint32), impl=noise.IMPLEMENTATION
+            )
             if "data" in extra:  # a run made of imported weights has read none yet
                 batches.set_state(extra["data"])
         step = int(state.step)
@@ -242,8 +252,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
 
 
 def with_range(config: Config) -> tuple[Config, Any]:
-    """(the config, its training data); where these are floats and no range is set, the config has that
-    of the data, which is kept with the run."""
+    """(the config, its training data); where these are floats and no range is set, the config has
+    that of the data, which is kept with the run."""
     check(config)
     check_together(config)
     source = load_source(config, config.data.train_split)
@@ -312,39 +322,14 @@ def draw_picture(run: Run, state: TrainState) -> None:
     plots.losses(run.workdir / "plots" / "losses.png", read_metrics(run.workdir))
 
 
-def finish(run: Run, state: TrainState) -> pathlib.Path:
+def finish(run: Run, state: TrainState, drawn: bool) -> pathlib.Path:
+    """Says that the run is complete. drawn: whether its last samples were, in this process."""
+    path = picture_path(run, state)
     wait_for_all("finish")
-    if not agreed(
-        picture_path(run, state).exists()
-    ):  # the run was complete, but stopped before its picture
+    # complete before this process began, but perhaps stopped before its picture
+    if not drawn and not agreed(path.exists()):
         draw_picture(run, state)
     run.log.bar.close()
-    run.log.say(f"trained to step {int(state.step)}; samples: {picture_path(run, state)}")
-    return picture_path(run, state)
-
-
-class Signals:
-    """Within it, SIGTERM and Ctrl-C set `number` instead of ending the program; a second one ends
-    it."""
-
-    number = 0
-
-    def __enter__(self):
-        alone = (
-            process()[1] == 1
-        )  # else JAX listens to SIGTERM, and `preempted` tells all processes alike
-
-        def handler(number, frame):
-            if alone:
-                self.number = number
-            else:
-                os.kill(os.getpid(), signal.SIGTERM)
-            signal.signal(number, self.before[number])
-
-        numbers = (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,)
-        self.before = {number: signal.signal(number, handler) for number in numbers}
-        return self
-
-    def __exit__(self, *exception):
-        for number, before in self.before.items():
-            signal.signal(number, before)
+    samples = f"; samples: {path}" if path.exists() else ""  # of some data there is no picture
+    run.log.say(f"trained to step {int(state.step)}{samples}")
+    return path

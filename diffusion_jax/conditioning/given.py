@@ -5,7 +5,6 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax.conditioning.conditioner import Conditioner
 from diffusion_jax.core.components import component
@@ -32,7 +31,7 @@ def given(spec: Spec, name: str = "text", dropout: Annotated[float, TRAINING] = 
     if name not in shapes:
         raise ValueError(f"the data have no entry {name!r}; they have {', '.join(sorted(shapes))}")
     shape, dtype = shapes[name]
-    part = zlib.crc32(name.encode())
+    part = zlib.crc32(name.encode()) >> 1  # of an example's randomness
 
     def masked(values, keep):
         shaped = keep.reshape(keep.shape + (1,) * (values.ndim - 1))
@@ -42,7 +41,7 @@ def given(spec: Spec, name: str = "text", dropout: Annotated[float, TRAINING] = 
         values = jnp.asarray(batch[name])
         keep = jnp.ones(values.shape[:1], jnp.float32)
         if keys is not None and dropout > 0:
-            own = fold_in(keys, np.uint32(part))
+            own = fold_in(keys, part)
             drop = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(own)
             keep = jnp.where(drop, 0.0, keep)
         return batch, {name: masked(values, keep)}

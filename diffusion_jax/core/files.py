@@ -1,4 +1,4 @@
-"""Files and folders of a run: written whole or not at all, and what keeps them from being written."""
+"""Files and folders of a run, written whole or not at all; what keeps them from being written."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in a few words of one line: the system's own where a library's message holds them."""
+    """What went wrong, in a few words of one line: the system's own where a message holds them."""
     text = " ".join(str(error).split())
     known = (
         os.strerror(number) for number in (*CANNOT_WRITE, errno.EACCES, errno.EPERM, errno.EIO)

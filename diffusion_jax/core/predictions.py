@@ -11,11 +11,19 @@ from diffusion_jax.core.components import component
 from diffusion_jax.core.process import q_posterior, q_sample
 from diffusion_jax.core.schedules import previous
 from diffusion_jax.core.settings import above
-from diffusion_jax.core.types import Array, Level, Parameterization, Schedule, expand
+from diffusion_jax.core.types import Array, Level, Parameterization, Schedule, expand, is_known_zero
 
 
 def _inputs(x: Array, level: Level):
     return x, level.t
+
+
+def _needs_signal(level: Level, name: str) -> Level:
+    """The level to divide by alpha at: ValueError where it is known to be 0; a traced one is kept
+    from it, so that what is decoded there is huge, but finite."""
+    if is_known_zero(level.alpha):
+        raise ValueError(f"{name} cannot be decoded at alpha = 0; x0, v and flow can")
+    return level.with_signal()
 
 
 def _expanded(function):
@@ -25,13 +33,13 @@ def _expanded(function):
 
 @component
 def eps() -> Parameterization:
-    """The network predicts the noise (Ho et al. 2020, eq. 12). Decoding divides by alpha: it must
-    not be 0."""
-    return Parameterization(
-        inputs=_inputs,
-        target=lambda x0, eps, level: eps,
-        x0=_expanded(lambda out, x, level: (x - level.sigma * out) / level.alpha),
-    )
+    """The network predicts the noise (Ho et al. 2020, eq. 12). Decoding divides by alpha, which
+    must not be 0: ValueError where that is known on the host."""
+
+    def decode(out, x, level):
+        return (x - level.sigma * out) / _needs_signal(level, "eps").alpha
+
+    return Parameterization(inputs=_inputs, target=lambda x0, eps, level: eps, x0=_expanded(decode))
 
 
 @component
@@ -62,11 +70,15 @@ def v() -> Parameterization:
 @component
 def score() -> Parameterization:
     """The network predicts the score grad log q(x_t) = -eps / sigma (Song et al. 2021, section 3).
-    alpha must not be 0."""
+    Decoding divides by alpha, as that of `eps`."""
+
+    def decode(out, x, level):
+        return (x + level.sigma**2 * out) / _needs_signal(level, "score").alpha
+
     return Parameterization(
         inputs=_inputs,
         target=_expanded(lambda x0, eps, level: -eps / level.sigma),
-        x0=_expanded(lambda out, x, level: (x + level.sigma**2 * out) / level.alpha),
+        x0=_expanded(decode),
     )
 
 
@@ -101,7 +113,8 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
     deviation = lambda level: jnp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
 
     def inputs(x, level):
-        return x / deviation(level.expand(jnp.ndim(x))), jnp.log(level.sigma / level.alpha) / 4.0
+        noise = level.sigma / _needs_signal(level, "edm").alpha
+        return x / deviation(level.expand(jnp.ndim(x))), jnp.log(noise) / 4.0
 
     def target(x0, eps, level):  # (x0 - c_skip x) / c_out, without the difference
         return (level.sigma / sigma_data * x0 - level.alpha * sigma_data * eps) / deviation(level)

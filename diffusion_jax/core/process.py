@@ -6,7 +6,9 @@ Everything follows from two quantities, with lambda = logsnr and s the cleaner o
 A). Neighbouring table indices give DDPM's formulas; any other pair is what respacing needs, so
 there are no rewritten betas."""
 
-from typing import Any, get_args
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,22 @@ from diffusion_jax.core.settings import one_of
 from diffusion_jax.core.types import Array, Level, Variance
 
 VARIANCES = get_args(Variance)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, in which matrix products and convolutions of float32 are of full precision.
+
+    On accelerators their default is a pass of TF32 or bfloat16, of which a likelihood and an
+    adaptive solver would measure the rounding."""
+
+    @functools.wraps(function)
+    def precise(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return precise
 
 
 def logsnr_drop(s: Level, t: Level) -> jax.Array:

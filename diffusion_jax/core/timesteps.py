@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core.components import component
+from diffusion_jax.core.noise import example_keys, threefry
 from diffusion_jax.core.settings import above, at_least, inside
 from diffusion_jax.core.types import Schedule, Timesteps
 
@@ -20,7 +21,7 @@ def _stateless(sample) -> Timesteps:
 
 def _uniform_numbers(key, index):
     """A number in [0, 1) for every example, from its own key."""
-    return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(index)
+    return jax.vmap(jax.random.uniform)(example_keys(key, index))
 
 
 def _table(schedule: Schedule) -> int:
@@ -42,14 +43,13 @@ def uniform(schedule: Schedule) -> Timesteps:
     """t uniform over the table's indices, or over [t_min, t_max] in continuous time; weights 1 (Ho
     et al. 2020, alg. 1)."""
 
-    def one(key, index):
-        key = jax.random.fold_in(key, index)
+    def one(key):
         if schedule.num_steps is not None:
             return jax.random.randint(key, (), 0, schedule.num_steps)
         return jax.random.uniform(key, (), minval=schedule.t_min, maxval=schedule.t_max)
 
     def sample(state, key, index, total):
-        return jax.vmap(one, (None, 0))(key, index), jnp.ones(index.shape)
+        return jax.vmap(one)(example_keys(key, index)), jnp.ones(index.shape)
 
     return _stateless(sample)
 
@@ -60,7 +60,7 @@ def low_discrepancy(schedule: Schedule) -> Timesteps:
     2021, appendix I.1)."""
 
     def sample(state, key, index, total):
-        u = (jax.random.uniform(key) + index / total) % 1.0
+        u = (jax.random.uniform(threefry(key)) + index / total) % 1.0
         if schedule.num_steps is not None:
             t = jnp.minimum((u * schedule.num_steps).astype(jnp.int32), schedule.num_steps - 1)
         else:
@@ -88,7 +88,7 @@ def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0
 
     def init():
         return {
-            "losses": jnp.zeros((num_steps, history)),
+            "losses": jnp.zeros((num_steps, history), jnp.float32),
             "counts": jnp.zeros((num_steps,), jnp.int32),
         }
 
@@ -96,21 +96,21 @@ def second_moment(schedule: Schedule, history: int = 10, uniform_part: float = 0
         return _draw(second_moment_probabilities(state, uniform_part), key, index)
 
     def update(state, t, losses):
-        def one(state, example):
-            t, loss = example
-            row, count = state["losses"][t], state["counts"][t]
-            full = count == history
-            row = (
-                jnp.where(full, jnp.roll(row, -1), row)
-                .at[jnp.minimum(count, history - 1)]
-                .set(loss)
-            )
-            return {
-                "losses": state["losses"].at[t].set(row),
-                "counts": state["counts"].at[t].set(jnp.minimum(count + 1, history)),
-            }, None
-
-        return jax.lax.scan(one, state, (t, losses))[0]
+        # a row is the last `history` of its old losses and, after them, the new ones in their order
+        order = jnp.argsort(t, stable=True)
+        t, losses = t[order], losses[order]
+        rank = jnp.arange(len(t)) - jnp.searchsorted(t, t)  # among the new ones of this t
+        rows, counts = state["losses"], state["counts"]
+        total = counts.at[t].add(1)
+        shift = jnp.maximum(total - history, 0)
+        source = jnp.minimum(jnp.arange(history) + shift[:, None], history - 1)
+        column = counts[t] + rank - shift[t]
+        column = jnp.where(column >= 0, column, history)  # pushed out by later ones: dropped
+        moved = jnp.take_along_axis(rows, source, axis=1)
+        return {
+            "losses": moved.at[t, column].set(losses.astype(moved.dtype), mode="drop"),
+            "counts": jnp.minimum(total, history),
+        }
 
     return Timesteps(init, sample, update)
 
@@ -136,7 +136,7 @@ def score_norm(schedule: Schedule) -> Timesteps:
 
 def _normal_numbers(key, index):
     """A standard normal number for every example, from its own key."""
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
+    return jax.vmap(jax.random.normal)(example_keys(key, index))
 
 
 def _unweighted(schedule: Schedule, t_of) -> Timesteps:

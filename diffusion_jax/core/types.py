@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, NewType
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 Array = jax.Array | np.ndarray
 PyTree = Any
@@ -61,10 +62,20 @@ class Level(NamedTuple):
         """lambda = log(alpha^2 / sigma^2) (Kingma et al. 2021, eq. 2); +inf where sigma = 0."""
         return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
+    def with_signal(self) -> "Level":
+        """The level with alpha at least 1e-10 sigma, by which formulas divide; itself elsewhere."""
+        least = 1e-10 * jnp.asarray(self.sigma)
+        return Level(self.t, jnp.maximum(self.alpha, least), self.sigma)
+
     def expand(self, ndim: int) -> "Level":
         """[B] -> [B, 1, ..., 1] with `ndim` axes, to broadcast against data; scalars stay
         scalars."""
         return Level(*(expand(a, ndim) for a in self))
+
+
+def is_known_zero(a: Any) -> bool:
+    """Whether any of the numbers is 0, where they are known on the host: traced ones are not."""
+    return not isinstance(a, core.Tracer) and bool(np.any(np.asarray(a) == 0.0))
 
 
 CLEAN = Level(t=-1, alpha=1.0, sigma=0.0)
@@ -115,9 +126,6 @@ ApplyFn = Callable[..., jax.Array]
 
 Weighting = Callable[[Level], Any]
 """level -> the weight of ||x0 - predicted x0||^2, of the level's shape."""
-
-Variance = Literal["fixed_small", "fixed_large", "learned_range"]
-"""Which variance a reverse step has: see `process.reverse_log_variance`."""
 
 Loss = Callable[..., jax.Array]
 """(network, x0 [B, ...], eps [B, ...], level [B], cond) -> losses [B]; network is (x_in, t_in,

@@ -128,6 +128,8 @@ def check(source, declared: Declared, split: str, called: str, entry: str = "ima
     floats = dtype == np.float32 and getattr(source, "range", None) is not None
     if entry == "image" and dtype != np.uint8 and not floats:
         raise UserError(f"{called} has images of {dtype}; they must be of 8 bits")
+    if entry != "image" and dtype != np.dtype(declared.dtype):
+        raise UserError(f"{called} has {entry!r} of {dtype}; they must be of {declared.dtype}")
     if shape != wanted:
         what = "images" if entry == "image" else f"{entry!r}"
         raise UserError(f"{called} has {what} of shape {shape}, but config.data.shape is {wanted}")

@@ -9,12 +9,13 @@ class Declared(NamedTuple):
     """What a config says of its data: config.data.shape, .num_classes and .source.range.
 
     shape: of one example, such as (H, W, C). num_classes: number of labels, 0 where there are none.
-    range: the least and the largest value of data that are floats; None for 8-bit data.
-    """
+    range: the least and the largest value of data that are floats; None for 8-bit data and for
+    floats that come without one. dtype: what the modality says that an example is."""
 
     shape: tuple[int, ...]
     num_classes: int = 0
     range: tuple[float, float] | None = None
+    dtype: str = "uint8"
 
 
 Spec = NewType("Spec", tuple)

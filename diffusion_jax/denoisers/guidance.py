@@ -31,7 +31,8 @@ class Combined:
         def guided():
             guided, first = self.everywhere(x, level)
             here = expand(acts, x.ndim)
-            x0, eps = (jnp.where(here, guided[i], first[i]) for i in (0, 1))
+            x0 = jnp.where(here, guided.x0, first.x0)
+            eps = jnp.where(here, guided.eps, first.eps)
             return Prediction(x0, eps, guided.aux) if jnp.ndim(acts) else guided
 
         def alone():
@@ -174,7 +175,7 @@ def classifier_guided(
     return ClassifierGuided(as_node(denoiser), log_prob, scale)
 
 
-def _weighted(weights: Sequence[Any], values: Sequence[Any]):
+def _weighted(weights: Sequence[Any], values: Sequence[Any]) -> Any:
     first, *others = (expand(w, a.ndim) * a for w, a in zip(weights, values, strict=True))
     return sum(others, start=first)
 

@@ -63,6 +63,6 @@ def _tuned() -> bool:
 
 
 def unroll() -> bool:
-    """Whether loops round gradients are written out: XLA's CPU runs a convolution's gradient 70 times
-    slower in a loop."""
+    """Whether loops round gradients are written out: XLA's CPU runs a convolution's gradient 70
+    times slower in a loop."""
     return jax.default_backend() == "cpu"

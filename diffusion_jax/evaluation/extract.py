@@ -14,7 +14,8 @@ import tqdm
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
-from diffusion_jax.devices.parallel import agreed, equal_batches, primary
+from diffusion_jax.devices.parallel import equal_batches
+from diffusion_jax.devices.processes import agreed, primary
 from diffusion_jax.evaluation.features import KINDS, Features
 
 try:
@@ -86,7 +87,8 @@ class Extracted:
         for name, array in found.items():
             if not np.isfinite(array).all():
                 raise UserError(
-                    f"the {name} of images {len(self)} to {len(self) + len(images) - 1} are not finite"
+                    f"the {name} of images {len(self)} to {len(self) + len(images) - 1} are not "
+                    "finite"
                 )
         if not self.layout:
             self.layout = {name: found[name].shape[1] for name in KINDS if name in found}

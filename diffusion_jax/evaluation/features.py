@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError, nearest
 from diffusion_jax.data import sources
 from diffusion_jax.devices.parallel import map_examples, place
-from diffusion_jax.evaluation import inception
+from diffusion_jax.evaluation import inception, inception_files
 from diffusion_jax.evaluation.metrics import softmax
 from diffusion_jax.interop.files import fingerprint
 
@@ -43,7 +43,7 @@ class Features(NamedTuple):
 def inception_network(weights: str = "") -> Features:
     """FID's network of 2015, 2048 features, on all devices; sFID's 2023; class probabilities where
     the file has logits."""
-    tensors = inception.read(inception.find(weights))
+    tensors = inception_files.read(inception_files.find(weights))
     host, logits = inception.to_params(tensors), inception.logits(tensors)
     params = place(jax.tree.map(np.asarray, host))
     mapped = map_examples(inception.activations)
@@ -53,7 +53,10 @@ def inception_network(weights: str = "") -> Features:
         found = {"features": pool, "spatial": spatial}
         return found if logits is None else found | {"probabilities": softmax(pool @ logits)}
 
-    preprocessing = "uint8, grey as three channels; TensorFlow 1's bilinear resize to 299 x 299; (x - 128) / 128"
+    preprocessing = (
+        "uint8, grey as three channels; TensorFlow 1's bilinear resize to 299 x 299; "
+        "(x - 128) / 128"
+    )
     record = {"features": "inception", "preprocessing": preprocessing, "weights": fingerprint(host)}
     return Features(apply, record | {"classes": 0 if logits is None else logits.shape[1]})
 
@@ -71,7 +74,8 @@ def digits_network(weights: str = "") -> Features:
         (w1, b1), (w2, b2) = parameters
         if images.shape[1:] != (8, 8, 1):
             raise UserError(
-                f"the digits' features are of 8 x 8 x 1 images, not {' x '.join(map(str, images.shape[1:]))}"
+                "the digits' features are of 8 x 8 x 1 images, not "
+                f"{' x '.join(map(str, images.shape[1:]))}"
             )
         hidden = np.maximum(images.reshape(len(images), -1) / 255.0 @ w1 + b1, 0.0)
         return {"features": hidden, "probabilities": softmax(hidden @ w2 + b2)}
@@ -87,6 +91,7 @@ def _trained_on_digits() -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.neural_network import MLPClassifier
 
     train = sources.digits("train")
+    assert train.images is not None
     model = MLPClassifier((64,), random_state=0, max_iter=1000, tol=1e-5)
     model.fit(train.images.reshape(len(train), -1) / 255.0, train.labels)
     return list(zip(model.coefs_, model.intercepts_, strict=True))
@@ -137,6 +142,7 @@ def load(name: str, weights: str = "") -> Features:
         return from_file(pathlib.Path(name))
     if name not in FEATURES:
         raise UserError(
-            f"config.evaluation.features has no {name!r}; {nearest(name, FEATURES)}, or the path of a .py file"
+            f"config.evaluation.features has no {name!r}; {nearest(name, FEATURES)}, or the path "
+            "of a .py file"
         )
     return FEATURES[name](weights)

@@ -124,7 +124,8 @@ def load(path: str | pathlib.Path) -> Statistics:
     rounding = 1e-6 * np.abs(covariance).max(initial=0.0)
     if (np.diag(covariance) < 0).any() or not np.allclose(covariance, covariance.T, atol=rounding):
         raise UserError(
-            f"{path} is no file of statistics: its covariance is none, which is symmetric with a diagonal from 0"
+            f"{path} is no file of statistics: its covariance is none, which is symmetric with a "
+            "diagonal from 0"
         )
     return value
 
@@ -167,7 +168,8 @@ def check_same(a: dict, b: dict) -> None:
     for key in SAME:
         if key in a and key in b and a[key] != b[key]:
             raise UserError(
-                f"statistics of different {key} don't compare: {a[key] or 'none'} and {b[key] or 'none'}"
+                f"statistics of different {key} don't compare: {a[key] or 'none'} and "
+                f"{b[key] or 'none'}"
             )
 
 
@@ -241,7 +243,8 @@ def infinite(
     least = max(2, count // 10) if least is None else least
     if points < 2 or not 2 <= least < count:
         raise UserError(
-            f"extrapolating needs two sizes or more, from 2 up to fewer than {count}, not {points} from {least}"
+            f"extrapolating needs two sizes or more, from 2 up to fewer than {count}, not "
+            f"{points} from {least}"
         )
     rng, counts = np.random.default_rng(seed), np.linspace(least, count, points).astype(int)
     return line(

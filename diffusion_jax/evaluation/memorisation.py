@@ -15,9 +15,9 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.modalities import pictures
 
 EXACT = 1024  # pixel values whose products float32 sums up exactly
-RATIO = (
-    1 / 3
-)  # of the distances to the nearest and second nearest training image, under which a sample is memorised
+# of the distances to the nearest and second nearest training image, under which a sample is
+# memorised
+RATIO = 1 / 3
 
 
 class Neighbours(NamedTuple):
@@ -40,7 +40,8 @@ class Neighbours(NamedTuple):
         """
         if self.distance.shape[1] < 2 or not np.isfinite(self.distance[:, 1]).all():
             raise UserError(
-                "how near the nearest training image is needs a second nearest: two different training images"
+                "how near the nearest training image is needs a second nearest: two different "
+                "training images"
             )
         return self.distance[:, 0] / self.distance[:, 1]
 
@@ -110,7 +111,8 @@ def read(source: Any, numbers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     for i, image in zip(numbers, images, strict=True):
         if image.shape != shape or image.dtype != np.uint8:
             raise UserError(
-                f"training image {i} is {image.dtype} {list(image.shape)}, but the samples are uint8 {list(shape)}"
+                f"training image {i} is {image.dtype} {list(image.shape)}, but the samples are "
+                f"uint8 {list(shape)}"
             )
     return np.stack(images)
 
@@ -228,7 +230,8 @@ def memorisation(
     fewer than two different training images."""
     if check_samples(samples) != check_samples(held_out):
         raise UserError(
-            f"samples of shape {list(samples.shape[1:])} and held-out images of {list(held_out.shape[1:])}"
+            f"samples of shape {list(samples.shape[1:])} and held-out images of "
+            f"{list(held_out.shape[1:])}"
         )
     both = nearest(np.concatenate([samples, held_out]), source, flip=flip, progress=progress)
     count = len(samples)

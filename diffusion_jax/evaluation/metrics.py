@@ -23,7 +23,8 @@ def _checked(*sets: np.ndarray) -> list[np.ndarray]:
     sets64 = [np.asarray(x, np.float64) for x in sets]
     if any(x.ndim != 2 or x.shape[1] != sets64[0].shape[1] or not len(x) for x in sets64):
         raise UserError(
-            f"features must be matrices [N, D] of one D, not {', '.join(str(list(x.shape)) for x in sets64)}"
+            "features must be matrices [N, D] of one D, not "
+            f"{', '.join(str(list(x.shape)) for x in sets64)}"
         )
     if not all(np.isfinite(x).all() for x in sets64):
         raise UserError("the features must be finite")
@@ -72,7 +73,8 @@ def kid(x: np.ndarray, y: np.ndarray, subsets: int = 100, size: int = 1000, seed
     x, y = _checked(x, y)
     if not 2 <= size <= min(len(x), len(y)):
         raise UserError(
-            f"subsets of {size} rows need sets of at least as many, and two, not {len(x)} and {len(y)}"
+            f"subsets of {size} rows need sets of at least as many, and two, not {len(x)} and "
+            f"{len(y)}"
         )
     rng = np.random.default_rng(seed)
     draw = lambda rows: rows[rng.choice(len(rows), size, replace=False)]
@@ -157,7 +159,8 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> InceptionSco
     no probabilities."""
     if probabilities.ndim != 2 or not 1 <= splits <= len(probabilities):
         raise UserError(
-            f"{splits} splits need as many rows of probabilities [N, K], not {list(probabilities.shape)}"
+            f"{splits} splits need as many rows of probabilities [N, K], not "
+            f"{list(probabilities.shape)}"
         )
 
     def score(part):

@@ -18,7 +18,7 @@ from diffusion_jax.data import pipeline
 from diffusion_jax.data.arrays import arrays
 from diffusion_jax.data.folder import folder
 from diffusion_jax.data.spec import Declared
-from diffusion_jax.devices.parallel import agreed, primary
+from diffusion_jax.devices.processes import agreed, primary
 from diffusion_jax.evaluation import frechet
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.features import Features
@@ -67,7 +67,8 @@ def check_width(width: int, reference: Reference) -> None:
     """Raises UserError where features of that width cannot be compared with the reference's."""
     if width != len(reference.statistics.mean):
         raise UserError(
-            f"the reference has {len(reference.statistics.mean)} features an image, the samples have {width}"
+            f"the reference has {len(reference.statistics.mean)} features an image, the samples "
+            f"have {width}"
         )
 
 

@@ -46,7 +46,8 @@ def write_page(
         raise UserError(f"the sets need two different names, not {names[0]!r} and {names[1]!r}")
     if not 1 <= pairs <= min(len(first), len(second)):
         raise UserError(
-            f"{pairs} pairs need as many images of each set, and one, not {len(first)} and {len(second)}"
+            f"{pairs} pairs need as many images of each set, and one, not {len(first)} and "
+            f"{len(second)}"
         )
     if (folder / "key.json").exists():
         raise UserError(
@@ -100,7 +101,8 @@ def check_images(names: tuple[str, str], chosen: list[list[np.ndarray]]) -> list
                 )
             if image.shape != shape:
                 raise UserError(
-                    f"images of different shapes would tell the sets apart: {list(shape)} in {names[0]}, "
+                    f"images of different shapes would tell the sets apart: {list(shape)} in "
+                    f"{names[0]}, "
                     f"{list(image.shape)} in {name}"
                 )
     return list(shape[:2])

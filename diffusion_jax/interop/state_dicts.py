@@ -212,7 +212,8 @@ def infer_model(tensors: Tensors, height: int) -> tuple[dict[str, Any], int, int
     if not inputs == outputs == set(range(levels * of_level)) or of_level < 2:
         raise UserError(
             f"these weights have {len(inputs)} input and {len(outputs)} output blocks on {levels} "
-            "levels; a U-Net whose resampling has weights has equally many, a multiple of its levels"
+            "levels; a U-Net whose resampling has weights has equally many, a multiple of its "
+            "levels"
         )
     begins = [
         (levels - 1 - i) * of_level for i in range(levels)
@@ -225,8 +226,8 @@ def infer_model(tensors: Tensors, height: int) -> tuple[dict[str, Any], int, int
         )
     if out_channels not in (image_channels, 2 * image_channels):
         raise UserError(
-            f"{out_channels} output channels for {image_channels} are neither the image's nor twice "
-            "as many"
+            f"{out_channels} output channels for {image_channels} are neither the image's nor "
+            "twice as many"
         )
     if height < 1 or height % 2 ** (levels - 1):
         raise UserError(

@@ -1,4 +1,5 @@
-"""How probable data are: the variational bound (`bound`), and the density by the probability-flow ODE (`ode`)."""
+"""How probable data are: the variational bound (`bound`), and the density by the
+probability-flow ODE (`ode`)."""
 
 from diffusion_jax.likelihood.variational import (
     Bound,

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core.grids import between, finite
+from diffusion_jax.core.noise import threefry
+from diffusion_jax.core.process import full_precision
 from diffusion_jax.core.types import Array, Denoiser, Level, PyTree, Schedule
 
 MAX_STEPS = 4096
@@ -48,6 +50,7 @@ def _worst(tree) -> jax.Array:
     return jnp.sqrt(jnp.max(jnp.stack([jnp.max(mean_square(a)) for a in jax.tree.leaves(tree)])))
 
 
+@full_precision
 def solve(velocity: Callable, start: PyTree, rtol: float, atol: float) -> PyTree:
     """The value at tau = 1 from that at tau = 0, a pytree of [B, ...], by an adaptive method of
     order 5 (Tsitouras 2011).
@@ -71,6 +74,7 @@ def solve(velocity: Callable, start: PyTree, rtol: float, atol: float) -> PyTree
     return jax.tree.map(lambda a: jnp.where(solved, a[-1], jnp.nan), solution.ys)
 
 
+@full_precision
 def divergence(
     function: Callable, z: jax.Array, probes: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -91,6 +95,7 @@ def divergence(
     return value, total if probes is None else total / len(probes)
 
 
+@full_precision
 def log_likelihood(
     denoiser: Denoiser,
     x0: Array,
@@ -117,7 +122,7 @@ def log_likelihood(
     directions = None
     if keys is not None:
         rademacher = lambda key: jax.random.rademacher(key, (probes, *z.shape[1:]), z.dtype)
-        directions = jnp.moveaxis(jax.vmap(rademacher)(keys), 0, 1)
+        directions = jnp.moveaxis(jax.vmap(rademacher)(threefry(keys)), 0, 1)
     both = lambda tau, state: divergence(lambda z: velocity(tau, z), state[0], directions)
     z_noisy, change = solve(both, (z, jnp.zeros(len(z), z.dtype)), rtol, atol)
     of_noise = -0.5 * jnp.sum(z_noisy.reshape(len(z), -1) ** 2, axis=1) - 0.5 * size * np.log(
@@ -137,4 +142,4 @@ def dequantized(keys: jax.Array, x0: Array) -> jax.Array:
     """x0 [B, ...] of 8-bit values with noise uniform over their bins, +-1/255 (Theis et al. 2016,
     section 3.1). keys: [B]."""
     uniform = lambda key: jax.random.uniform(key, jnp.shape(x0)[1:], minval=-1.0, maxval=1.0)
-    return jax.vmap(uniform)(keys) / 255.0 + x0
+    return jax.vmap(uniform)(threefry(keys)) / 255.0 + x0

@@ -11,6 +11,7 @@ from diffusion_jax.core.noise import fold_in, normal
 from diffusion_jax.core.process import (
     discretized_gaussian_log_prob,
     first_log_variance,
+    full_precision,
     normal_kl,
     q_posterior,
     q_sample,
@@ -80,6 +81,7 @@ def _term(denoiser: Denoiser, keys, x0, t: Level, s: Level, variance: str, first
     return bits, mean_flat((prediction.x0 - x0) ** 2), mean_flat((prediction.eps - eps) ** 2)
 
 
+@full_precision
 def bound(denoiser: Denoiser, keys: jax.Array, x0: Array, grid: Level, variance: str) -> Bound:
     """Every term of the variational bound, evaluated in one scan over the grid (Ho et al. 2020, eq.
     5).
@@ -100,6 +102,7 @@ def bound(denoiser: Denoiser, keys: jax.Array, x0: Array, grid: Level, variance:
     return Bound(prior + jnp.sum(terms, axis=0), prior, terms, x0_mse, eps_mse)
 
 
+@full_precision
 def bound_monte_carlo(
     denoiser: Denoiser, keys: jax.Array, x0: Array, grid: Level, variance: str, samples: int = 1
 ) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,5 +31,5 @@ def write_samples(
     folder: pathlib.Path, name: str, data: np.ndarray, labels: np.ndarray | None
 ) -> None:
     """folder/samples.npz: the data under their name and, where there are any, `labels` [N]."""
-    more = {} if labels is None else {"labels": labels}
-    np.savez(folder / "samples.npz", **{name: data}, **more)
+    arrays: dict[str, Any] = {name: data} | ({} if labels is None else {"labels": labels})
+    np.savez(folder / "samples.npz", **arrays)

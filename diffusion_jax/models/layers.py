@@ -28,8 +28,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        bias = self.param("bias", zeros, (self.features,), jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.upsampled:
             return upsampled_convolve(x, kernel) + bias
@@ -48,7 +48,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x, scale=None, shift=None):
         c = x.shape[-1]
-        own_scale, bias = self.param("scale", ones, (c,)), self.param("bias", zeros, (c,))
+        own_scale = self.param("scale", ones, (c,), jnp.float32)
+        bias = self.param("bias", zeros, (c,), jnp.float32)
         return group_norm(x, own_scale, bias, scale, shift, self.silu)
 
 

@@ -111,7 +111,8 @@ class UNet(nn.Module):
     def __call__(
         self, x: jax.Array, t: jax.Array, cond: Mapping | None = None, *, train: bool = False
     ) -> jax.Array:
-        check_halvings(*x.shape[1:3], len(self.channel_mult) - 1)
+        height, width = x.shape[1:3]
+        check_halvings(height, width, len(self.channel_mult) - 1)
         t = self.time_scale * jnp.asarray(t)
         embedding = conditions.embed(
             t, cond, self.channels, 4 * self.channels, self.tables, self.vectors

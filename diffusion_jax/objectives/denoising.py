@@ -21,7 +21,8 @@ def of_loss(problem: Problem, loss: Loss) -> Objective:
 
 @component
 def denoising(problem: Problem, norm: Literal["l2", "l1"] = "l2") -> Objective:
-    """The error of the network's output against its target: L_simple with eps (Ho et al. 2020, eq. 14).
+    """The error of the network's output against its target: L_simple with eps (Ho et al. 2020, eq.
+    14).
 
     Args:
       norm: l2, the mean square, or l1, the mean absolute error.

@@ -10,7 +10,15 @@ from diffusion_jax.core.components import component
 from diffusion_jax.core.process import VARIANCES, first_log_variance, q_sample
 from diffusion_jax.core.schedules import previous
 from diffusion_jax.core.settings import at_least, one_of
-from diffusion_jax.core.types import Level, Loss, Parameterization, Schedule, Variance, Weighting
+from diffusion_jax.core.types import (
+    Level,
+    Loss,
+    Parameterization,
+    Schedule,
+    Variance,
+    Weighting,
+    is_known_zero,
+)
 from diffusion_jax.denoisers import split_output, with_eps
 from diffusion_jax.likelihood.variational import bound_term, mean_flat
 
@@ -18,9 +26,28 @@ Norm = Literal["l2", "l1"]
 NORMS = {"l2": jnp.square, "l1": jnp.abs}
 
 
+INFINITE = 1e15  # of weights at alpha = 0, which `Level.with_signal` makes 1e20 where they are
+
+
+def _weighted(
+    errors: jax.Array, weighting: Weighting, parameterization: Parameterization, level: Level
+) -> jax.Array:
+    """The target's squared errors [B, ...], meaned and weighted, [B]; the limit at alpha = 0.
+
+    ValueError where the weight is infinite there, as far as the level is known on the host."""
+    near, axes = level.with_signal(), max(1, jnp.ndim(level.alpha))  # of levels [B] or [B, F]
+    weight, factor = weighting(near), target_factor(parameterization, near)
+    if is_known_zero(level.alpha) and bool(
+        jnp.any((jnp.asarray(level.alpha) == 0.0) & (weight > INFINITE * factor))
+    ):
+        raise ValueError("this weighting of this prediction is infinite at alpha = 0")
+    losses = jnp.mean(errors, axis=tuple(range(axes, errors.ndim))) * weight / factor
+    return losses if losses.ndim == 1 else mean_flat(losses)
+
+
 def target_factor(parameterization: Parameterization, level: Level) -> jax.Array:
-    """||error of the target||^2 / ||error of x0||^2 at a given x, [B]: snr for eps, 1 for x0, snr +
-    1 for v."""
+    """||error of the target||^2 / ||error of x0||^2 at a given x, of the level's shape: snr for
+    eps, 1 for x0, snr + 1 for v."""
     one = jnp.ones_like(level.alpha)
     # with x held, an error of 1 in x0 is one of -alpha / sigma in eps, and every target is linear
     # in the two
@@ -35,7 +62,8 @@ def denoising(
     (Ho et al. 2020, eq. 14).
 
     weighting: one of `weightings`, for l2, or None for 1. The returned loss takes x0 and eps [B,
-    ...], level [B], cond; a learned variance, where the network has one, is left out.
+    ...], level [B] or one a frame [B, F], cond; a learned variance, where the network has one, is
+    left out.
 
     Args:
       norm: "l2", the mean square, or "l1", the mean absolute error, over all axes but the batch's.
@@ -47,12 +75,10 @@ def denoising(
     def loss(network, x0, eps, level, cond=None):
         x_in, t_in = parameterization.inputs(q_sample(x0, eps, level), level)
         output, _ = split_output(network(x_in, t_in, cond), x0.shape[-1])
-        losses = mean_flat(NORMS[norm](output - parameterization.target(x0, eps, level)))
-        return (
-            losses
-            if weighting is None
-            else losses * weighting(level) / target_factor(parameterization, level)
-        )
+        errors = NORMS[norm](output - parameterization.target(x0, eps, level))
+        if weighting is None:
+            return mean_flat(errors)
+        return _weighted(errors, weighting, parameterization, level)
 
     return loss
 

@@ -12,6 +12,7 @@ from diffusion_jax.core.types import (
     ApplyFn,
     Batch,
     Cond,
+    Denoiser,
     Level,
     Parameterization,
     PyTree,
@@ -19,6 +20,7 @@ from diffusion_jax.core.types import (
     Timesteps,
     Variance,
 )
+from diffusion_jax.denoisers import make_denoiser
 
 
 class Context(NamedTuple):
@@ -42,7 +44,7 @@ class Objective(NamedTuple):
     total) -> (t [B], weights [B]) of examples number index of total. loss: (params, aux, context,
     batch) -> (losses [B], report), the report a dict of arrays [B], each logged as its mean, but
     for `logsnr`, by which the losses are logged in quartiles. update: (aux, state, report) -> aux;
-    the state is that after the step, and the report of all devices' examples holds besides `t`,
+    the state is that after the step, and the report of the whole batch holds besides `t`,
     `weights` and `losses`.
     """
 
@@ -94,6 +96,16 @@ def network(params: PyTree, context: Context) -> Callable:
         return context.apply_fn(params, x_in, t_in, cond, context.dropout_key)
 
     return call
+
+
+def denoiser(problem: Problem, params: PyTree, context: Context, cond: Cond) -> Denoiser:
+    """The network at these parameters as a denoiser, such as a student, or a teacher at
+    `context.ema_params`."""
+
+    def apply_fn(params, x_in, t_in, cond):
+        return context.apply_fn(params, x_in, t_in, cond, context.dropout_key)
+
+    return make_denoiser(apply_fn, params, problem.parameterization, cond)
 
 
 def with_times(timesteps: Timesteps, loss: Callable) -> Objective:

@@ -28,27 +28,24 @@ from diffusion_jax.core.types import (
 )
 from diffusion_jax.data import sources
 from diffusion_jax.data.spec import Declared, Spec, spec_of
-from diffusion_jax.devices import cpu
-from diffusion_jax.devices.parallel import AXIS, Layout
 from diffusion_jax.modalities import Modality
 from diffusion_jax.objectives import Objective, Problem
-from diffusion_jax.runs.config import Config, check
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.guides import Guide
 from diffusion_jax.runs.registry import make
+from diffusion_jax.runs.settings import check
 from diffusion_jax.training.clipping import clip_by_global_norm
 from diffusion_jax.training.optimizers import LearningRate, scheduled
 from diffusion_jax.training.profiling import parse_steps
 from diffusion_jax.training.state import TrainState, init_state, split, warmed_up_ema, whole
-from diffusion_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """The `apply_fn` of a flax module; equal for equal modules.
 
-    Called as (params, x_in [B, ...], t_in [B], cond, dropout_key); it trains, with dropout, where it
-    is given the key.
-    """
+    Called as (params, x_in [B, ...], t_in [B], cond, dropout_key); it trains, with dropout, where
+    it is given the key."""
 
     module: nn.Module
 
@@ -69,6 +66,7 @@ class Parts(NamedTuple):
     freeze: str  # a regular expression of the frozen ones' names
     learning_rate: Callable  # step -> learning rate
     optimizer: optax.GradientTransformation
+    ema: Callable  # step -> decay of the average
     sampler: Sampler
     grid: Level
     guide: Guide
@@ -128,6 +126,7 @@ def _build(config: Config) -> Parts:
     schedule = make(diffusion.schedule, {})
     parameterization = make(diffusion.prediction, {Schedule: schedule})
     check_decodable(config, schedule)
+    check_clippable(config, codec)
     distribution = make(diffusion.timesteps, {Schedule: schedule})
     shape = Shape(tuple(codec.shape))
     module = make(config.model, {Shape: shape, Kinds: conditioner.kinds})
@@ -170,6 +169,7 @@ def _build(config: Config) -> Parts:
         freeze=training.freeze,
         learning_rate=learning_rate,
         optimizer=optimizer,
+        ema=warmed_up_ema(training.ema_decay),
         sampler=make_sampler(config, schedule, grid, variance),
         grid=grid,
         guide=make(config.sampling.guide, {}),
@@ -180,7 +180,8 @@ def declared(config: Config) -> Declared:
     """What the config says of its data."""
     given = config.data.source.values().get("range") or ()
     between = (float(given[0]), float(given[1])) if len(given) == 2 else None
-    return Declared(tuple(config.data.shape), config.data.num_classes, between)
+    modality = make(config.data.modality, {})
+    return Declared(tuple(config.data.shape), config.data.num_classes, between, str(modality.dtype))
 
 
 def load_source(config: Config, split: str, lenient: bool = False) -> Any:
@@ -214,7 +215,8 @@ def source_spec(config: Config, split: str) -> Spec:
 
 
 def batch_spec(config: Config, parts: Parts, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of `count` examples, without reading data where the config declares all."""
+    """The shapes of a batch of `count` examples, without reading data where the config declares
+    all."""
     data = config.data
     dtype = np.float32 if declared(config).range else parts.modality.dtype
     known = {parts.modality.entry: (tuple(data.shape), dtype), "label": ((), np.int32)}
@@ -258,6 +260,15 @@ def check_freeze(pattern: str, params: PyTree) -> None:
         raise UserError(f"config.training.freeze: {error}") from None
 
 
+def check_clippable(config: Config, codec: Codec) -> None:
+    """Raises UserError where x0 would be thresholded but has no range."""
+    if config.sampling.threshold and codec.range is None:
+        raise UserError(
+            f"config.sampling.threshold clips x0 to a range, which the codec {config.codec.entry} "
+            "does not have"
+        )
+
+
 def make_grid(config: Config, schedule: Schedule, steps: str | None = None) -> Level:
     """The levels of config.sampling, or of another number of steps."""
     sampling = config.sampling
@@ -285,7 +296,8 @@ def make_sampler(config: Config, schedule: Schedule, grid: Level, variance: Vari
 
 
 def check_together(config: Config) -> None:
-    """Raises UserError for settings that do not go together and that no library function would find."""
+    """Raises UserError for settings that do not go together and that no library function would
+    find."""
     training, sampling, data = config.training, config.sampling, config.data
     conditions = [one.entry for one in config.conditioning]
     if len(data.shape) < 1 or min(data.shape) < 1:
@@ -347,33 +359,6 @@ def table_betas(config: Config) -> np.ndarray | None:
     component = config.diffusion.schedule
     betas = schedules.BETAS.get(component.entry)
     return None if betas is None else betas(**component.values())
-
-
-def make_step(config: Config, parts: Parts, layout: Layout | None = None) -> Callable:
-    """The training step of `training.step.make_train_step`, as it is put on devices; None: on one.
-
-    The learning rate is one of its metrics: computed on the host's call, it would queue up behind
-    the step that is running.
-    """
-    training = config.training
-    step = make_train_step(
-        parts.objective,
-        parts.apply_fn,
-        parts.optimizer,
-        warmed_up_ema(training.ema_decay),
-        axis_name=AXIS if layout and layout.pmapped else None,
-        accumulation=training.accumulation_steps,
-        gathered=layout.gathered if layout else lambda tree: tree,
-        spread=layout.spread if layout else lambda tree: tree,
-        unroll=cpu.unroll(),
-    )
-
-    def step_with_rate(state, key, batch):
-        after, metrics = step(state, key, batch)
-        rate = jnp.asarray(parts.learning_rate(state.step), jnp.float32)
-        return after, metrics | {"learning_rate": rate}
-
-    return step_with_rate
 
 
 def parameters(state: TrainState, ema: bool) -> PyTree:

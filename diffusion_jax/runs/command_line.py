@@ -14,14 +14,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.core.errors import UserError, nearest
-from diffusion_jax.runs.config import Config, load, override
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import load, override
 from diffusion_jax.runs.workdir import workdir_path
 
 COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
 
 
 class Flag(NamedTuple):
-    """A flag of a command. default: its type is the flag's: text, a whole number, or true and false."""
+    """A flag of a command. default: its type is the flag's: text, a whole number, or true and
+    false."""
 
     default: str | int | bool
     text: str  # what it is, for `--help`
@@ -155,7 +157,8 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
         config = load(file)
     elif needs.config:
         raise UserError(
-            "--config is missing: the experiment that is meant, as in --config experiments/cosine.py"
+            "--config is missing: the experiment that is meant, as in --config "
+            "experiments/cosine.py"
         )
     elif any(values.get(name) for name in needs.alone) and not stored.is_file():
         declared = "data.shape" in settings
@@ -172,7 +175,7 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
 
 def override_names(config: Config, settings: Mapping[str, str]) -> None:
     """Raises UserError for settings that no config has, whatever entries it names."""
-    from diffusion_jax.runs.config import known_paths, unknown
+    from diffusion_jax.runs.settings import known_paths, unknown
 
     for path in settings:
         if path not in known_paths():

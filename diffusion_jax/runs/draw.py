@@ -1,4 +1,5 @@
-"""How a run draws: its guidance, and `make_generate`, which joins sampler, grid and network on all devices."""
+"""How a run draws: its guidance, and `make_generate`, which joins sampler, grid and network on all
+devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,9 +70,8 @@ def labels(config: Config, index: np.ndarray) -> np.ndarray:
 def make_asked(config: Config, parts: Parts) -> Callable:
     """asked(index [n]) -> the entries of a batch by which sample number index[j] is conditioned.
 
-    Labels are as `labels` says; what else the network is told is that of the held-out example of the
-    same number, round and round.
-    """
+    Labels are as `labels` says; what else the network is told is that of the held-out example of
+    the same number, round and round."""
     others = [name for name in parts.conditioner.reads if name != "label"]
     source = load_source(config, config.data.eval_split) if others else None
 
@@ -129,7 +129,8 @@ def make_run_denoiser(
     w: Any = None,
     weak: PyTree = None,
 ) -> Denoiser:
-    """The denoiser that a run draws with: its network's, guided and limited as config.sampling says.
+    """The denoiser that a run draws with: its network's, guided and limited as config.sampling
+    says.
 
     For within a jit. cond: what the network is told, of B examples. w: guidance's weight, scalar or
     [B], may be traced; None for no guidance. weak: the parameters of sampling.guide.weak, from
@@ -149,7 +150,8 @@ def make_run_sampler(
     w: Any = None,
     weak: PyTree = None,
 ) -> Sampler:
-    """The run's sampler; with guidance, one that evaluates the other branch every guide.every steps.
+    """The run's sampler; with guidance, one that evaluates the other branch every guide.every
+    steps.
 
     The arguments are those of `make_run_denoiser`, whose result is the denoiser of the last hop.
     """

@@ -10,8 +10,9 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import write_text
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs.build import Parts, declared
-from diffusion_jax.runs.config import Config, as_values
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import classes, labels
+from diffusion_jax.runs.settings import as_values
 
 PICTURED = 10  # samples whose reverse process is shown
 FRAMES = 50  # at most, in a GIF

@@ -6,7 +6,8 @@ from diffusion_jax.core.components import component
 
 
 class Guide(NamedTuple):
-    """How a run is guided. weak: the workdir of a weaker run; empty: by the run without its condition.
+    """How a run is guided. weak: the workdir of a weaker run; empty: by the run without its
+    condition.
 
     interval: sigma / alpha between which guidance acts, None for all. rescale: the share in which a
     guided image's contrast is brought back. every: steps between two evaluations of what it is led
@@ -35,10 +36,9 @@ def classifier_free(
 ) -> Guide:
     """Away from the run's own network without the condition (Ho & Salimans 2022, eq. 6).
 
-    Args:
-      interval: sigma/alpha between which it acts, low and high, as 0.3,3; empty for all levels.
-      rescale: share in [0, 1] in which a guided image's contrast is brought back to the unguided one's.
-      every: steps between two evaluations of the network without the condition, at least 1.
+    Args: interval: sigma/alpha between which it acts, low and high, as 0.3,3; empty for all levels.
+    rescale: share in [0, 1] in which a guided image's contrast is brought back to the unguided
+    one's. every: steps between two evaluations of the network without the condition, at least 1.
     """
     return _guide("", interval, rescale, every)
 
@@ -49,12 +49,10 @@ def autoguidance(
 ) -> Guide:
     """Away from a weaker run of the same network (Karras et al. 2024, eq. 3).
 
-    Args:
-      weak: the workdir of the weaker run.
-      interval: sigma/alpha between which it acts, low and high, as 0.3,3; empty for all levels.
-      rescale: share in [0, 1] in which a guided image's contrast is brought back to the unguided one's.
-      every: steps between two evaluations of the weaker network, at least 1.
-    """
+    Args: weak: the workdir of the weaker run. interval: sigma/alpha between which it acts, low and
+    high, as 0.3,3; empty for all levels. rescale: share in [0, 1] in which a guided image's
+    contrast is brought back to the unguided one's. every: steps between two evaluations of the
+    weaker network, at least 1."""
     if not weak:
         raise ValueError("weak must be the workdir of a weaker run")
     return _guide(weak, interval, rescale, every)

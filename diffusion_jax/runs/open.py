@@ -9,8 +9,10 @@ import numpy as np
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices.parallel import place
 from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, parameters
-from diffusion_jax.runs.config import Config, differences, load, other_network
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import advice, make_generate
+from diffusion_jax.runs.settings import differences, load, other_network
+from diffusion_jax.runs.workdir import workdir_path
 from diffusion_jax.samplers import draws_noise, num_steps_for
 from diffusion_jax.training.checkpoint import Checkpoints
 
@@ -27,7 +29,8 @@ class TrainedRun(NamedTuple):
 
 
 def check_same(config: Config, workdir: pathlib.Path, only: str) -> None:
-    """Raises UserError, which says what the command takes `only`, where a config is not the run's."""
+    """Raises UserError, which says what the command takes `only`, where a config is not the
+    run's."""
     changed = differences(load(workdir / "config.json"), config)
     if changed:
         raise UserError(f"{only}, not {'; '.join(changed)}")
@@ -43,9 +46,10 @@ def restore_params(
     return place(parameters(state, ema)), int(state.step)
 
 
-def params_of(config: Config, parts: Parts, workdir: pathlib.Path, field: str) -> Any:
-    """The averaged parameters of another run of the same network; UserError, which names the field
-    and what differs, where it is none."""
+def params_of(config: Config, parts: Parts, named: str, field: str) -> Any:
+    """The averaged parameters of another run of the same network, whose workdir the field names;
+    UserError, which says the field and what differs, where it is none."""
+    workdir = workdir_path(named, f"config.{field}")
     if not (workdir / "config.json").is_file():
         raise UserError(f"config.{field} must be the workdir of a run, but {workdir} holds none")
     other = load(workdir / "config.json")
@@ -74,7 +78,7 @@ def weak_params(config: Config, parts: Parts) -> Any:
     """The averaged parameters of the run sampling.guide.weak, None where it is empty."""
     if not parts.guide.weak:
         return None
-    return params_of(config, parts, pathlib.Path(parts.guide.weak), "sampling.guide.weak")
+    return params_of(config, parts, parts.guide.weak, "sampling.guide.weak")
 
 
 def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:

@@ -46,7 +46,8 @@ class Setting(NamedTuple):
 
 
 class Registry(NamedTuple):
-    """Names and factories. positional: how many leading arguments the run gives, whatever their types.
+    """Names and factories. positional: how many leading arguments the run gives, whatever their
+    types.
 
     optional: whether `none` is a name, too.
     """
@@ -220,7 +221,8 @@ def use(entry: str, **given: Any) -> Component:
 
 
 def bound(registry: Registry, value: Any) -> Component:
-    """A name or a component, as a component of that registry; UserError where it has no such entry."""
+    """A name or a component, as a component of that registry; UserError where it has no such
+    entry."""
     if isinstance(value, str):
         value = Component(value, {})
     if not isinstance(value, Component):
@@ -230,7 +232,8 @@ def bound(registry: Registry, value: Any) -> Component:
 
 
 class Components:
-    """Several entries of one registry, each once: what `config.conditioning` is. By name: attributes."""
+    """Several entries of one registry, each once: what `config.conditioning` is. By name:
+    attributes."""
 
     def __init__(self, registry: Registry, value: Any):
         names = [value] if isinstance(value, (str, Component)) else value
@@ -277,7 +280,8 @@ class Components:
 
 
 def make(component: Component, nouns: Mapping[Any, Any], *positional: Any) -> Any:
-    """What the component's factory returns, with the arguments of the config and the nouns of the run.
+    """What the component's factory returns, with the arguments of the config and the nouns of the
+    run.
 
     nouns: type -> the one of that type. Raises UserError, with the field's name, for what the
     factory refuses; None for the name `none`.
@@ -325,7 +329,8 @@ def named(kind: Any) -> str:
 
 
 def check_value(path: str, setting: Setting, value: Any) -> None:
-    """Raises UserError for a value of the wrong type. Whole numbers count as numbers, lists as tuples."""
+    """Raises UserError for a value of the wrong type. Whole numbers count as numbers, lists as
+    tuples."""
     kind = setting.kind
     if value is None and setting.optional:
         return

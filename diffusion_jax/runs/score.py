@@ -9,14 +9,15 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import pipeline
-from diffusion_jax.devices.parallel import primary
+from diffusion_jax.devices.processes import primary
 from diffusion_jax.evaluation import features, memorisation, references
 from diffusion_jax.evaluation.extract import Extracted, extract
 from diffusion_jax.evaluation.scores import scores
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import bits, folders
 from diffusion_jax.runs.build import Parts, load_source
-from diffusion_jax.runs.config import Config, as_values
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import as_values
 
 
 def run_data(config: Config, declared: bool = True) -> references.RunData:

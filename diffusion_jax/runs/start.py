@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 import sys
 from collections.abc import Iterator
 
@@ -54,12 +53,21 @@ def explained_devices() -> Iterator[None]:
     at their first use, which is another one in every command."""
     try:
         yield
-    except RuntimeError as error:
-        found = re.search(r"[Bb]ackend '?(\w+)'?", str(error))
-        if not found or not re.search("initialize backend|[Uu]nknown backend", str(error)):
+    except (RuntimeError, AssertionError) as error:
+        if has_device():
             raise
         asked = os.environ.get("JAX_PLATFORMS", "")
+        cause = " ".join(str(error).split())[:200]  # none where a plugin is not installed
         raise UserError(
-            f"JAX_PLATFORMS={asked}: JAX finds no {found[1]} device on this machine, or lacks "
-            f"what it needs for one (jax[cuda], jax[tpu]); unset it, or set JAX_PLATFORMS=cpu"
+            "JAX finds no device"
+            + (f" for JAX_PLATFORMS={asked}" if asked else "")
+            + (f" ({cause})" if cause else "")
+            + "; GPUs need jax[cuda] and TPUs jax[tpu], JAX_PLATFORMS=cpu computes without them"
         ) from error
+
+
+def has_device() -> bool:
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False

@@ -13,29 +13,29 @@ import filelock
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import reason, write_text
-from diffusion_jax.devices.parallel import primary
-from diffusion_jax.runs.config import Config, differences, load, to_json
+from diffusion_jax.devices.processes import primary
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.settings import differences, load, to_json
 
 LOCK, HOLDER = ".lock", ".lock.json"  # the file that is locked, and who has locked it
 OF_THE_LOCK = (LOCK, HOLDER, f"{HOLDER}.partial")
 
 
-def workdir_path(text: str) -> pathlib.Path:
-    """The path of a folder as a person writes it, with ~ and ~user; UserError where it is none."""
+def workdir_path(text: str, field: str = "--workdir") -> pathlib.Path:
+    """The path of a folder as a person writes it, with ~ and ~user; UserError, which names the
+    field, where it is none."""
     if not text:
-        raise UserError("--workdir is missing: the folder of the run, as in --workdir runs/digits")
+        raise UserError(f"{field} is missing: the folder of the run, as in --workdir runs/digits")
     if re.match(r"[A-Za-z][\w+.-]*://", text):
         raise UserError(
-            f"--workdir={text} is an address, which is not supported yet; use a folder of this "
+            f"{field}={text} is an address, which is not supported yet; use a folder of this "
             "machine, into which a bucket can be mounted"
         )
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         name = pathlib.Path(text).parts[0]
-        raise UserError(
-            f"--workdir={text}: {name} has no home folder; give the whole path"
-        ) from None
+        raise UserError(f"{field}={text}: {name} has no home folder; give the whole path") from None
 
 
 def check_step(workdir: pathlib.Path, step: int, config: Config) -> None:

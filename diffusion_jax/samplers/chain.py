@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from diffusion_jax.core import noise
 from diffusion_jax.core.grids import finite
@@ -31,6 +32,8 @@ def _start(sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x: Arra
     """
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if keys is not None and jnp.issubdtype(keys.dtype, jnp.uint32):
+        keys = noise.threefry(keys)  # legacy keys [B, 2]
     if keys is not None and keys.shape != x.shape[:1]:
         if draws_noise(sampler):
             raise ValueError(
@@ -85,7 +88,7 @@ def _can_be_compiled(sampler: Sampler, denoiser: Denoiser, *others: Any) -> bool
         hash((sampler, structure))
     except TypeError:
         return False
-    return all(isinstance(a, arrays) and not isinstance(a, jax.core.Tracer) for a in leaves)
+    return all(isinstance(a, arrays) and not isinstance(a, core.Tracer) for a in leaves)
 
 
 def _sample(

@@ -116,7 +116,9 @@ def unipc() -> Sampler:
         h = growth(s, t)
         slope = (x0 - before) / h1
         bend = (slope - (before - earlier) / h2) / (h1 + h2)
-        x = jnp.where(h1 < FAR, _hop(start, u, t, h1, before, slope - h1 * bend, bend), x)
+        length = jnp.where(h1 < FAR, h1, 1.0)  # the square of FAR would make gradients NaN
+        corrected = _hop(start, u, t, length, before, slope - length * bend, bend)
+        x = jnp.where(h1 < FAR, corrected, x)
         return _hop(x, t, s, h, x0 + h / 2.0 * slope), (x, t, (x0, before), (h, h1))
 
     return Sampler(init, step)

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import MENDED, reason, write_text, writing
-from diffusion_jax.devices.parallel import agreed, primary, process, wait_for_all
+from diffusion_jax.devices.processes import agreed, primary, process, wait_for_all
 from diffusion_jax.training.state import TrainState
 
 
@@ -160,7 +160,8 @@ class Checkpoints:
                 else "there is none yet"
             )
             raise UserError(
-                f"the checkpoint of step {self.saving} cannot be written to {self.folder}: {reason(error)}; {last}"
+                f"the checkpoint of step {self.saving} cannot be written to {self.folder}: "
+                f"{reason(error)}; {last}"
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
@@ -185,7 +186,8 @@ class Checkpoints:
             if not steps and bad:
                 found = "; ".join(f"step {step}: {why}" for step, why in bad.items())[:400]
                 raise UserError(
-                    f"no checkpoint in {self.folder} is whole ({found}); bring one back from a copy, or move them all away "
+                    f"no checkpoint in {self.folder} is whole ({found}); bring one back from a "
+                    "copy, or move them all away "
                     "to start again"
                 )
             if not steps:
@@ -222,7 +224,10 @@ class Checkpoints:
                     aside.parent.mkdir(exist_ok=True)
                     os.replace(folder, aside)
                 where = f", was moved to {aside}"
-            note = f"the checkpoint of step {number} is damaged ({why}){where}; that of step {step} is used"
+            note = (
+                f"the checkpoint of step {number} is damaged ({why}){where}; "
+                f"that of step {step} is used"
+            )
             self.notes.append(note)
             if self.read_only:
                 print(f"note: {note}", file=sys.stderr)

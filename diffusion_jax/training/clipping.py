@@ -16,7 +16,8 @@ def global_norm(tree: PyTree) -> jax.Array:
         for is_small in (True, False)
     )
     joined = large + ([jnp.concatenate([array.ravel() for array in small])] if small else [])
-    return jnp.sqrt(sum((jnp.sum(jnp.square(array)) for array in joined), jnp.zeros(())))
+    squares = [jnp.sum(jnp.square(array)) for array in joined]
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:

@@ -1,5 +1,5 @@
-"""The loss on held-out examples, each at a fixed t with fixed noise, so that two evaluations differ by
-the parameters alone."""
+"""The loss on held-out examples, each at a fixed t with fixed noise, so that two evaluations differ
+by the parameters alone."""
 
 from collections.abc import Callable
 
@@ -23,8 +23,8 @@ def make_evaluate(
     batch_size: int,
     seed: int,
 ) -> Callable:
-    """evaluate(params, aux) -> the mean loss of `examples` examples, going round the source as often
-    as that takes; all conditions told, nothing augmented.
+    """evaluate(params, aux) -> the mean loss of `examples` examples, going round the source as
+    often as that takes; all conditions told, nothing augmented.
 
     distribution: of t, one without a state.
     """

@@ -1,12 +1,15 @@
 """Optimizers: factories of optax transformations."""
 
 from collections.abc import Callable
-from typing import NewType
+from typing import Any, Protocol
 
 import optax
 
-LearningRate = NewType("LearningRate", Callable)
-"""step -> learning rate."""
+
+class LearningRate(Protocol):
+    """step -> learning rate."""
+
+    def __call__(self, step: Any, /) -> Any: ...
 
 
 def _check(b1: float, b2: float) -> None:
@@ -33,11 +36,9 @@ def adamw(
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
 
-    Args:
-      b1: decay of the gradient's mean, at least 0, below 1.
-      b2: decay of the gradient's square, at least 0, below 1.
-      weight_decay: the share, times the learning rate, by which parameters shrink a step; at least 0.
-    """
+    Args: b1: decay of the gradient's mean, at least 0, below 1. b2: decay of the gradient's square,
+    at least 0, below 1. weight_decay: the share, times the learning rate, by which parameters
+    shrink a step; at least 0."""
     _check(b1, b2)
     if weight_decay < 0:
         raise ValueError(f"weight_decay must be at least 0, not {weight_decay}")

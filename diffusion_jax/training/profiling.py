@@ -14,7 +14,8 @@ def parse_steps(text: str) -> tuple[int, int] | None:
     found = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", text)
     if text and not (found and 1 <= int(found[1]) <= int(found[2])):
         raise UserError(
-            f'config.training.profile_steps must be the first and the last step, as in "10:15", not {text!r}'
+            "config.training.profile_steps must be the first and the last step, "
+            f'as in "10:15", not {text!r}'
         )
     return (int(found[1]), int(found[2])) if found else None
 

@@ -13,7 +13,8 @@ from diffusion_jax.core.types import PyTree
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step changes. `frozen`: parameters that are not trained; `aux`: the objective's own."""
+    """What a step changes. `frozen`: parameters that are not trained; `aux`: the objective's
+    own."""
 
     step: jax.Array  # int32 scalar, the number of optimizer steps taken
     params: PyTree

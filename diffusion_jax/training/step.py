@@ -1,4 +1,5 @@
-"""The training step, a pure function of state, key and batch. `devices.parallel` puts it on devices."""
+"""The training step, a pure function of state, key and batch. `devices.parallel` puts it on
+devices."""
 
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ def make_train_step(
     apply_fn: ApplyFn,
     optimizer: optax.GradientTransformation,
     ema: Callable,
+    learning_rate: Callable | None = None,
     *,
     axis_name: str | None = None,
     accumulation: int = 1,
@@ -31,9 +33,11 @@ def make_train_step(
 ) -> Callable:
     """step(state, key, batch) -> (state, metrics): one optimizer step and one EMA step on a batch.
 
-    ema: step -> decay. accumulation: gradients of that many equal parts of the batch are summed one
-    after the other, with the result of the whole batch; unroll: without a loop. Under pmap,
-    axis_name names the axis and the batch is this device's share. Of a mesh, gathered: parameters
+    ema: step -> decay. learning_rate: step -> that of the optimizer, to be logged: computed on the
+    host's call, it would queue up behind the step that is running. accumulation: gradients of that
+    many equal parts of the batch are summed one after the other, with the result of the whole
+    batch; unroll: without a loop. Under pmap, axis_name names the axis and the batch is this
+    device's share. Of a mesh, gathered: parameters
     -> the same, all on every device; spread: puts arrays [accumulation, b, ...] of an accumulated
     batch on all devices again.
 
@@ -107,13 +111,16 @@ def make_train_step(
             "grad_norm": global_norm(gradients),
             "param_norm": global_norm(params),
         }
+        if learning_rate is not None:
+            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step - 1), jnp.float32)
         return state, metrics
 
     return step
 
 
 def averages(report: dict) -> dict:
-    """What a report says beside the loss: quartiles of the loss by log-SNR, and means of the rest."""
+    """What a report says beside the loss: quartiles of the loss by log-SNR, and means of the
+    rest."""
     own = report.keys() - {"t", "losses", "weights", "logsnr"}
     found = {name: jnp.mean(report[name]) for name in sorted(own)}
     if "logsnr" in report:

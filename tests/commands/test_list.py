@@ -5,9 +5,10 @@ from tiny import ROOT, main_run
 
 from diffusion_jax.commands.list import catalog
 from diffusion_jax.core import schedules
-from diffusion_jax.runs.config import Config, leaves
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registries import REGISTRIES
 from diffusion_jax.runs.registry import settings
+from diffusion_jax.runs.settings import leaves
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tiny import main_run, pixels, tiny_config
 from diffusion_jax.commands import nll
 from diffusion_jax.data.sources import digits
 from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import to_json
+from diffusion_jax.runs.settings import to_json
 
 
 def settings(**likelihood):

@@ -10,7 +10,7 @@ from diffusion_jax.commands.plan import make_plan, report
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import flops, hardware
 from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import to_json
+from diffusion_jax.runs.settings import to_json
 
 # of the tiny run: channels, the embedding's width, labels, noise levels
 C, E, CLASSES, T = 16, 64, 10, 20

@@ -10,7 +10,7 @@ from tiny import main_run, pixels
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.runs.open import open_run
-from diffusion_jax.runs.config import load
+from diffusion_jax.runs.settings import load
 
 
 @pytest.fixture

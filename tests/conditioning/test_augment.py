@@ -14,12 +14,13 @@ from tiny import curves, tiny_config
 
 from diffusion_jax.commands import sample as generate
 from diffusion_jax.commands import train as loop
+from diffusion_jax.commands.export_weights import export_weights
 from diffusion_jax.conditioning.augment import augment, draw, transform
 from diffusion_jax.core import schedules
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in
 from diffusion_jax.data import pipeline, sources
-from diffusion_jax.interop.weights import export_weights, to_torch_names
+from diffusion_jax.interop.state_dicts import to_torch_names
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs import config as config_module
 from diffusion_jax.runs.build import build

@@ -289,3 +289,31 @@ def test_low_discrepancy_has_less_variance_than_uniform():
     # only the shift is random: it cuts a batch's mean by the jump of the loss, from 1 to -1, over
     # the batch's size
     assert spread["low_discrepancy"] < 2 / 32
+
+
+def _one_after_the_other(state, t, losses, history):
+    """Nichol & Dhariwal 2021's update, an example at a time."""
+    rows, counts = np.array(state["losses"]), np.array(state["counts"])
+    for i, loss in zip(np.asarray(t), np.asarray(losses), strict=True):
+        if counts[i] == history:
+            rows[i] = np.append(rows[i, 1:], loss)
+        else:
+            rows[i, counts[i]] = loss
+            counts[i] += 1
+    return rows, counts
+
+
+def test_a_step_is_its_examples_one_after_the_other():
+    # several examples of one t, in their order, histories partly full, more examples than history
+    rng, history = np.random.default_rng(0), 3
+    distribution = timesteps.second_moment(schedules.cosine(6), history)
+    update = jax.jit(distribution.update)
+    state = distribution.init()
+    for size in (1, 2, 5, 16, 7, 40, 3):
+        t = rng.integers(0, 6, size) if size != 7 else np.full(size, 4)
+        losses = rng.normal(size=size).astype(np.float32)
+        rows, counts = _one_after_the_other(state, t, losses, history)
+        state = update(state, t, losses)
+        np.testing.assert_array_equal(state["losses"], rows)
+        np.testing.assert_array_equal(state["counts"], counts)
+    assert "while" not in str(jax.make_jaxpr(update)(state, t, losses))

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.evaluation import inception
-from diffusion_jax.interop import weights
+from diffusion_jax.evaluation import inception, inception_files
+from diffusion_jax.interop.files import fingerprint
 
 needs_weights = pytest.mark.skipif(
-    not os.environ.get(inception.VARIABLE),
-    reason=f"{inception.VARIABLE} names no file of the Inception network's weights",
+    not os.environ.get(inception_files.VARIABLE),
+    reason=f"{inception_files.VARIABLE} names no file of the Inception network's weights",
 )
 
 
@@ -175,9 +175,9 @@ def test_both_namings_give_the_same_parameters(files):
     for layer in ours:
         for name in ("kernel", "bias"):
             np.testing.assert_array_equal(ours[layer][name], theirs[layer][name], err_msg=layer)
-    assert weights.fingerprint(ours) == weights.fingerprint(theirs)
+    assert fingerprint(ours) == fingerprint(theirs)
     theirs["mixed_9.conv"]["bias"] = theirs["mixed_9.conv"]["bias"] + 1e-6
-    assert weights.fingerprint(ours) != weights.fingerprint(theirs)
+    assert fingerprint(ours) != fingerprint(theirs)
 
 
 def test_batch_norm_is_folded(files):
@@ -222,7 +222,7 @@ def test_weights_that_do_not_fit(files):
 def test_an_npz_of_weights(tmp_path, files):
     np.savez(tmp_path / "weights.npz", **files[0])
     found = inception.load(tmp_path / "weights.npz")
-    assert weights.fingerprint(found) == weights.fingerprint(inception.to_params(files[0]))
+    assert fingerprint(found) == fingerprint(inception.to_params(files[0]))
 
 
 def test_a_torch_file_of_weights(tmp_path):
@@ -230,7 +230,7 @@ def test_a_torch_file_of_weights(tmp_path):
     torch.save({"a": torch.arange(3.0)}, tmp_path / "new.pth")
     torch.save({"a": torch.arange(3.0)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("new.pth", "old.pth"):
-        np.testing.assert_array_equal(inception.read(tmp_path / name)["a"], [0.0, 1.0, 2.0])
+        np.testing.assert_array_equal(inception_files.read(tmp_path / name)["a"], [0.0, 1.0, 2.0])
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -255,7 +255,7 @@ def test_a_torchscript_file_of_weights(tmp_path, monkeypatch):
     torch.jit.script(net).save(tmp_path / "net.pt")
     expected = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     monkeypatch.setitem(sys.modules, "torch", None)  # its import raises ImportError
-    found = inception.read(tmp_path / "net.pt")
+    found = inception_files.read(tmp_path / "net.pt")
     assert found.keys() == expected.keys()
     for name in found:
         np.testing.assert_array_equal(found[name], expected[name])
@@ -277,7 +277,7 @@ def test_a_torchscript_file_runs_no_code(tmp_path):
         archive.writestr("net/data.pkl", pickle.dumps(Call(os.mkdir, str(victim))))
         archive.writestr("net/code/__torch__.py", "")
     with pytest.raises(UserError, match=r"attack.pt cannot be read: unexpected \w+.mkdir"):
-        inception.read(path)
+        inception_files.read(path)
     assert not victim.exists()
 
 
@@ -294,26 +294,26 @@ def test_a_tensor_outside_its_storage(offset, shape, strides):
 def test_files_that_are_none(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(UserError, match=name):
-        inception.read(tmp_path / name)
+        inception_files.read(tmp_path / name)
 
 
 def test_where_the_weights_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "home", lambda: tmp_path)
-    cached = tmp_path / ".cache/diffusion_jax" / inception.FILE
+    cached = tmp_path / ".cache/diffusion_jax" / inception_files.FILE
     named, told = tmp_path / "named.npz", tmp_path / "told.npz"
     for path in (cached, named, told):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    monkeypatch.delenv(inception.VARIABLE, raising=False)
-    assert inception.find() == cached
-    monkeypatch.setenv(inception.VARIABLE, str(named))
-    assert inception.find() == named
-    assert inception.find(told) == told
+    monkeypatch.delenv(inception_files.VARIABLE, raising=False)
+    assert inception_files.find() == cached
+    monkeypatch.setenv(inception_files.VARIABLE, str(named))
+    assert inception_files.find() == named
+    assert inception_files.find(told) == told
     for missing in (tmp_path / "none.npz", tmp_path):
         with pytest.raises(
-            UserError, match=f"no file {missing} .*{inception.VARIABLE}.*{inception.FILE}.*NPZ"
+            UserError, match=f"no file {missing} .*{inception_files.VARIABLE}.*{inception_files.FILE}.*NPZ"
         ):
-            inception.find(missing)
+            inception_files.find(missing)
 
 
 def test_weights_are_fetched_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -323,10 +323,10 @@ def test_weights_are_fetched_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = tmp_path / "cache" / "inner"
     good, bad = folder / f"w-{digest[:8]}.pth", folder / "w-00000000.pth"
 
-    assert inception.fetch(good, source.as_uri()) == good
+    assert inception_files.fetch(good, source.as_uri()) == good
     assert good.read_bytes() == source.read_bytes()
-    with pytest.raises(UserError, match=f"SHA-256 {digest}, not .*{inception.VARIABLE}"):
-        inception.fetch(bad, source.as_uri())
-    with pytest.raises(UserError, match=f"cannot be fetched .*{inception.VARIABLE}"):
-        inception.fetch(bad, (tmp_path / "none").as_uri())
+    with pytest.raises(UserError, match=f"SHA-256 {digest}, not .*{inception_files.VARIABLE}"):
+        inception_files.fetch(bad, source.as_uri())
+    with pytest.raises(UserError, match=f"cannot be fetched .*{inception_files.VARIABLE}"):
+        inception_files.fetch(bad, (tmp_path / "none").as_uri())
     assert list(folder.iterdir()) == [good]

@@ -1,7 +1,8 @@
 """The U-Net and its parts. That it computes what its originals compute is tested with their
-weights, in test_weights.py."""
+weights, in tests/interop/test_state_dicts.py."""
 
 import functools
+import inspect
 import math
 import re
 
@@ -12,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.core.settings import FREE
+from diffusion_jax.core.types import Kind
 from diffusion_jax.models import unet
-from diffusion_jax.models.attention import SelfAttention
 from diffusion_jax.models.embeddings import sinusoidal
-from diffusion_jax.models.layers import GroupNorm
 from diffusion_jax.models.unet import UNet
 
 SMALL = UNet(
     out_channels=3, channels=16, channel_mult=(1, 2), blocks=1, attention_factors=(2,), heads=2
 )
 TINY = SMALL.clone(channel_mult=(1,), attention_factors=(1,))  # compiles sooner
-LABELLED = TINY.clone(num_classes=4)
+LABELLED = TINY.clone(tables=(("label", 4),))
 
 
 def inputs(batch=2, height=8, width=8, channels=3):
@@ -30,8 +31,8 @@ def inputs(batch=2, height=8, width=8, channels=3):
     return x, np.linspace(1.0, 999.0, batch, dtype=np.float32)
 
 
-def init_shapes(model, x, t, *labels):
-    return jax.eval_shape(lambda key: model.init(key, x, t, *labels)["params"], jax.random.key(0))
+def init_shapes(model, x, t, cond=None):
+    return jax.eval_shape(lambda key: model.init(key, x, t, cond)["params"], jax.random.key(0))
 
 
 def assert_refused(message, model, *inputs):
@@ -45,19 +46,19 @@ def assert_refused(message, model, *inputs):
 def random_params(model, channels=3):
     """Parameters none of which is zero, of about the size that keeps a layer's output near its
     input's."""
-    labels = () if model.num_classes is None else (np.zeros(1, np.int32),)
+    cond = {name: np.zeros(1, np.int32) for name, _ in model.tables}
     rng = np.random.default_rng(1)
     draw = lambda a: (
         rng.standard_normal(a.shape, np.float32) / math.sqrt(math.prod(a.shape[:-1]) or 1)
     )
-    return jax.tree.map(draw, init_shapes(model, *inputs(1, channels=channels), *labels))
+    return jax.tree.map(draw, init_shapes(model, *inputs(1, channels=channels), cond))
 
 
 @functools.cache
 def compiled(model, train=False):
-    def apply(params, x, t, labels=None, key=None):
+    def apply(params, x, t, cond=None, key=None):
         rngs = None if key is None else {"dropout": key}
-        return model.apply({"params": params}, x, t, labels, train=train, rngs=rngs)
+        return model.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
 
     return jax.jit(apply)
 
@@ -101,14 +102,10 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters_and_output(
 
 def test_labels_change_the_output():
     params, (x, t) = random_params(LABELLED), inputs()
-    a, b = (compiled(LABELLED)(params, x, t, np.array(labels)) for labels in ([0, 1], [0, 3]))
+    told = lambda labels: compiled(LABELLED)(params, x, t, {"label": np.array(labels)})
+    a, b = told([0, 1]), told([0, 3])
     np.testing.assert_array_equal(a[0], b[0])
     assert np.abs(a[1] - b[1]).max() > 0.01
-
-
-@pytest.mark.parametrize(("model", "labels"), [(TINY, (np.zeros(2, np.int32),)), (LABELLED, ())])
-def test_labels_go_with_classes(model, labels):
-    assert_refused("labels go with num_classes: give both or neither", model, *inputs(), *labels)
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 8), (8, 10)])
@@ -149,48 +146,6 @@ def test_batch_of_one_is_the_batch():
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
 
 
-def normalise(x, groups):
-    """GroupNorm of [N, C] over all positions and a group's channels, without scale and shift,
-    float64."""
-    x = np.asarray(x, np.float64)
-    of_group = x.reshape(len(x), groups, -1)
-    mean, variance = of_group.mean((0, 2), keepdims=True), of_group.var((0, 2), keepdims=True)
-    return ((of_group - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
-
-
-@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (8, 8)])
-def test_group_norm_has_32_groups_or_as_many_as_divide(channels, groups):
-    x = 0.01 * np.random.default_rng(2).standard_normal(
-        (2, 5, channels), np.float32
-    )  # small: epsilon counts
-    output, _ = GroupNorm().init_with_output(jax.random.key(0), x)
-    np.testing.assert_allclose(output, [normalise(a, groups) for a in x], atol=1e-4)
-
-
-def test_attention_is_a_softmax_loop():
-    heads, (h, w, c) = 4, (3, 2, 64)
-    rng = np.random.default_rng(3)
-    x = rng.standard_normal((2, h, w, c), np.float32)
-    module = SelfAttention(heads)
-    shapes = jax.eval_shape(lambda key: module.init(key, x)["params"], jax.random.key(0))
-    params = jax.tree.map(lambda a: rng.standard_normal(a.shape, np.float32) / 4, shapes)
-
-    expected = []
-    for image in x.reshape(2, h * w, c):
-        a = normalise(image, 32) * params["norm"]["scale"] + params["norm"]["bias"]
-        q, k, v = np.split(a @ params["qkv"]["kernel"] + params["qkv"]["bias"], 3, axis=1)
-        mixed, size = np.zeros_like(q), c // heads
-        for head in range(heads):
-            at = slice(head * size, (head + 1) * size)
-            for i in range(h * w):
-                weights = np.exp([q[i, at] @ k[j, at] / math.sqrt(size) for j in range(h * w)])
-                mixed[i, at] = weights @ v[:, at] / weights.sum()
-        expected.append(image + mixed @ params["out"]["kernel"] + params["out"]["bias"])
-
-    output = jax.jit(module.apply)({"params": params}, x).reshape(2, h * w, c)
-    np.testing.assert_allclose(output, expected, atol=2e-4)
-
-
 @pytest.mark.parametrize("dim", [2, 8, 9])
 def test_timestep_embedding_is_its_closed_form(dim):
     half = dim // 2
@@ -212,19 +167,18 @@ def test_halving_takes_means_and_doubling_repeats():
 def test_parameter_count_is_the_peers(reference, name):
     recorded = reference("unet.json")[name]
     config = recorded["config"]
-    classes = config.get("num_classes")
+    cond = {"label": np.zeros(2, np.int32)} if "num_classes" in config else {}
     model = UNet(
         out_channels=config["out_channels"],
         channels=config["model_channels"],
-        channel_mult=config["channel_mult"],
+        channel_mult=tuple(config["channel_mult"]),
         blocks=config["num_res_blocks"],
-        attention_factors=config["attention_resolutions"],
+        attention_factors=tuple(config["attention_resolutions"]),
         scale_shift=config.get("use_scale_shift_norm", False),
         resample_blocks=config.get("resblock_updown", False),
-        num_classes=classes,
+        tables=(("label", config["num_classes"]),) if cond else (),
     )
-    labels = (np.zeros(2, np.int32),) if classes else ()
-    params = init_shapes(model, *inputs(channels=config["in_channels"]), *labels)
+    params = init_shapes(model, *inputs(channels=config["in_channels"]), cond)
     assert sum(math.prod(a.shape) for a in jax.tree.leaves(params)) == recorded["count"]
 
 
@@ -263,12 +217,16 @@ def test_rematerialised_blocks_give_the_same_gradients_in_less_memory():
     assert memory[1] < 0.8 * memory[0]
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr, with those inside of others."""
+def equations(jaxpr, platform):
+    """All equations of a jaxpr as it is lowered for a platform, with those inside of others."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
+        inner = jax.extend.core.jaxprs_in_params(equation.params)
+        if choices := equation.params.get("branches_platforms"):
+            fits = [names is None or platform in names for names in choices]
+            inner = [equation.params["branches"][fits.index(True)].jaxpr]
+        for one in inner:
+            yield from equations(one, platform)
 
 
 def dtypes(found, *names):
@@ -281,20 +239,21 @@ def dtypes(found, *names):
     }
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_in_bfloat16_norms_softmax_embedding_and_loss_are_float32_and_the_products_are_not(
-    scale_shift,
+    scale_shift, platform
 ):
-    model = SMALL.clone(dtype=jnp.bfloat16, num_classes=4, scale_shift=scale_shift)
+    told = {"tables": (("label", 4),), "vectors": ("augmentation",)}
+    model = SMALL.clone(dtype=jnp.bfloat16, scale_shift=scale_shift, **told)
     x, t = inputs()
-    labels, augmentation = np.zeros(2, np.int32), np.zeros((2, 9), np.float32)
-    init = lambda key: model.init(key, x, t, labels, augmentation)["params"]
-    params = jax.eval_shape(init, jax.random.key(0))
-    loss = lambda params: jnp.mean(model.apply({"params": params}, x, t, labels, augmentation) ** 2)
+    cond = {"label": np.zeros(2, np.int32), "augmentation": np.zeros((2, 9), np.float32)}
+    params = init_shapes(model, x, t, cond)
+    loss = lambda params: jnp.mean(model.apply({"params": params}, x, t, cond) ** 2)
     for function in (loss, jax.grad(loss)):
         traced = jax.make_jaxpr(function)(params)
         assert {str(v.aval.dtype) for v in traced.jaxpr.outvars} == {"float32"}
-        found = list(equations(traced.jaxpr))
+        found = list(equations(traced.jaxpr, platform))
         # sums (of the norms' statistics, the softmax and the loss), roots, exponentials and the
         # waves of t
         assert dtypes(found, "rsqrt", "exp", "sin", "cos", "reduce_max", "square") == {"float32"}
@@ -343,25 +302,76 @@ def test_bfloat16_tells_neighbouring_t_apart():
     )
 
 
-def test_a_run_may_begin_and_cease_to_rematerialise():
-    from tiny import tiny_config
-
-    from diffusion_jax.runs.build import build
-    from diffusion_jax.runs.config import differences
-
-    config = tiny_config()
-    config.model.remat = True
-    assert differences(tiny_config(), config) == []
-    parts = build(config)
-    params = jax.eval_shape(parts.init_params, jax.random.key(0))
-    x, labels = np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, np.int32)
-    traced = jax.make_jaxpr(lambda params: parts.apply_fn(params, x, np.zeros(2), labels))(params)
+def test_remat_computes_each_block_again_and_may_change_in_a_workdir():
+    assert FREE in inspect.signature(unet.unet).parameters["remat"].annotation.__metadata__
+    settings = {"channels": 16, "channel_mult": (1,), "blocks": 1, "attention_resolutions": ()}
+    model = unet.unet((8, 8, 1), {}, **settings, remat=True)
+    x, t = inputs(channels=1)
+    params = init_shapes(model, x, t)
+    traced = jax.make_jaxpr(lambda params: model.apply({"params": params}, x, t))(params)
     rematerialised = [
         equation
         for equation in traced.jaxpr.eqns
         if equation.primitive.name in ("checkpoint", "remat2", "remat")
     ]
-    kept = [
-        equation for equation in rematerialised if "dot_general" in str(equation)
-    ]  # a norm with SiLU alone has none
+    # a norm with SiLU alone has no product
+    kept = [equation for equation in rematerialised if "dot_general" in str(equation)]
     assert len(kept) == sum("block" in name or "attention" in name for name in params)
+
+
+SHAPE, KINDS = (8, 8, 3), {"label": Kind("index", 4), "augmentation": Kind("vector", 9)}
+
+
+def factory(shape=SHAPE, kinds=KINDS, **changes):
+    small = {"channels": 16, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
+    return unet.unet(shape, kinds, **(small | {"heads": 2} | changes))
+
+
+def test_factory_makes_the_network_of_its_settings():
+    told = {"tables": (("label", 4),), "vectors": ("augmentation",)}
+    assert factory() == SMALL.clone(**told)
+    assert factory(learned_variance=True).out_channels == 6
+    assert factory(dtype="bfloat16").dtype == jnp.bfloat16
+    assert factory((16, 8, 1), {}, attention_resolutions=(8, 16)).attention_factors == (2, 1)
+
+
+def test_equal_settings_make_equal_networks():
+    assert factory() == factory() and hash(factory()) == hash(factory(channel_mult=[1, 2]))
+    assert factory() != factory(dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 0}, "channels must be above 0, not 0"),
+        ({"blocks": 0}, "blocks must be above 0, not 0"),
+        ({"heads": 0}, "heads must be above 0, not 0"),
+        ({"heads": 3}, "an attention of 32 channels cannot be cut into 3 heads"),
+        ({"head_channels": -1}, "head_channels must be at least 0, not -1"),
+        ({"head_channels": 12}, "an attention of 32 channels has no heads of 12 channels"),
+        ({"channel_mult": ()}, "channel_mult needs one number of at least 1 a level, not ()"),
+        ({"channel_mult": (1, 0)}, "channel_mult needs one number of at least 1 a level"),
+        ({"channel_mult": (1,) * 5}, "images of 8 x 8 cannot be halved 4 times"),
+        (
+            {"attention_resolutions": (5,)},
+            "attention_resolutions has 5, but the levels have heights [8, 4]",
+        ),
+        ({"time_scale": 0.0}, "time_scale must be above 0, not 0.0"),
+        ({"time_scale": math.inf}, "time_scale must be finite, not inf"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
+        ({"dropout": math.nan}, "dropout must be at least 0 and below 1, not nan"),
+        ({"dtype": "float64"}, "dtype must be float32 or bfloat16, not 'float64'"),
+        ({"shape": (8, 8)}, "shape must be height, width and channels, not (8, 8)"),
+        ({"shape": (8, 0, 3)}, "shape must be height, width and channels, not (8, 0, 3)"),
+        ({"kinds": {"text": Kind("sequence", 8)}}, "the unet takes conditions that are an index"),
+    ],
+)
+def test_factory_refuses_settings_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        factory(**changes)
+
+
+def test_float16_is_refused_with_what_to_take_in_its_place():
+    """A T4 has no bfloat16: it takes float32."""
+    with pytest.raises(ValueError, match="no 'float16'.* use bfloat16.* or float32 .* T4"):
+        factory(dtype="float16")

@@ -9,7 +9,8 @@ from tiny import ROOT, tiny_config
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Level, Prediction
 from diffusion_jax.runs.build import batch_spec, build, held_out_times, make_grid, table_betas
-from diffusion_jax.runs.config import load, use
+from diffusion_jax.runs.config import use
+from diffusion_jax.runs.settings import load
 
 
 def test_samplers_get_their_settings_and_the_schedule():

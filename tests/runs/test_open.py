@@ -7,9 +7,10 @@ from tiny import tiny_config
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import copy, to_json, use
+from diffusion_jax.runs.config import use
 from diffusion_jax.runs.draw import make_generate
 from diffusion_jax.runs.open import check_same, manner, params_of, settled, weak_params
+from diffusion_jax.runs.settings import copy, to_json
 
 
 def test_a_tolerance_chooses_the_number_of_steps(capsys):

@@ -15,7 +15,7 @@ from tiny import ROOT, environment, tiny_config
 
 from diffusion_jax.commands import train as loop
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.runs.config import load
+from diffusion_jax.runs.settings import load
 from diffusion_jax.runs.workdir import check_workdir, lock, open_workdir, workdir_path
 
 
@@ -83,7 +83,7 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
 
 
-def test_a_second_process_is_told_who_trains_there_and_touches_nothing(held):
+def test_a_second_process_is_told_who_trains_there_until_the_first_is_killed(held):
     workdir, other = held
     before = times(workdir)
     with pytest.raises(UserError) as error:
@@ -94,11 +94,8 @@ def test_a_second_process_is_told_who_trains_there_and_touches_nothing(held):
     assert str(error.value).startswith(start)
     assert holder["since"] in str(error.value)
     assert "\n" not in str(error.value)
-    assert times(workdir) == before
+    assert times(workdir) == before  # the checkpoint under way, too
 
-
-def test_a_killed_process_frees_the_workdir(held):
-    workdir, other = held
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert (workdir / ".lock.json").exists()  # of the dead one: it says nothing any more
@@ -107,11 +104,11 @@ def test_a_killed_process_frees_the_workdir(held):
     assert not list(workdir.glob(".lock*"))
 
 
-def test_an_unreadable_holder_is_another_process(held):
-    workdir, _ = held
-    for text in ("", "[1]", '{"pid": 3}'):
-        (workdir / ".lock.json").write_text(text)
-        with pytest.raises(UserError, match="in use: another process trains in it"), lock(workdir):
+@pytest.mark.parametrize("text", ["", "[1]", '{"pid": 3}'])
+def test_an_unreadable_holder_is_another_process(tmp_path, text):
+    with lock(tmp_path):
+        (tmp_path / ".lock.json").write_text(text)
+        with pytest.raises(UserError, match="in use: another process"), lock(tmp_path):
             pass
 
 

@@ -23,7 +23,7 @@ def plain(x, scale, bias, by=None, to=None, silu: bool = False):
     mean = of_group.mean(axis=(1, 3), keepdims=True)
     variance = of_group.var(axis=(1, 3), keepdims=True)
     y = ((of_group - mean) / jnp.sqrt(variance + EPSILON)).reshape(b, -1, c) * scale + bias
-    if by is not None:
+    if by is not None and to is not None:
         y = y * (1 + by[:, None]) + to[:, None]
     return (jax.nn.silu(y) if silu else y).reshape(b, *space, c)
 
@@ -66,6 +66,7 @@ def plain_affine_silu(x, factor, summand):
 
 def affine_silu(x, factor, summand):
     """`plain_affine_silu` whose backward pass keeps its arguments alone."""
+    factor, summand = factor.astype(jnp.float32), summand.astype(jnp.float32)
     return jax.checkpoint(_affine_silu)(x, factor, summand)
 
 

@@ -1,0 +1,243 @@
+"""The kernels' forms against the plain formulas, and which of them a program holds."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.models.kernels import attention, convolution, norm, winograd
+from diffusion_jax.models.unet import UNet
+
+RNG = np.random.default_rng(0)
+# of the largest number; bfloat16 rounds to 2^-9 of a number, a few times in a row
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
+DTYPES = tuple(TOLERANCE)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape, np.float32)
+
+
+def close(actual, expected, tolerance=1e-5):
+    """Within the tolerance of the largest expected number."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def both_modes(form, arguments, dy):
+    """A form's value, its gradients, and its value and differential forward."""
+    value, back = jax.vjp(form, *arguments)
+    tangents = tuple(jnp.roll(a, 1, axis=0) + jnp.ones_like(a) / 4 for a in arguments)
+    return (
+        form(*arguments),
+        value,
+        *back(dy.astype(value.dtype)),
+        *jax.jvp(form, arguments, tangents),
+    )
+
+
+def assert_same_formula(form, plain, arguments, tolerance):
+    """Values and derivatives of a form, jitted, are the plain formula's in float64."""
+    shape = jax.eval_shape(form, *arguments).shape
+    actual = jax.jit(lambda *a: both_modes(form, a, jnp.asarray(normal_of(shape))))(*arguments)
+    with jax.enable_x64(True):
+        wide = tuple(jnp.asarray(np.asarray(a, np.float64)) for a in arguments)
+        expected = both_modes(plain, wide, jnp.asarray(np.float64(normal_of(shape))))
+    for one, other in zip(actual, expected, strict=True):
+        close(one, other, tolerance)
+
+
+def normal_of(shape):
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
+def softmax_attention(q, k, v):
+    """Of any precision, float64 as well."""
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k) / q.shape[-1] ** 0.5
+    return jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(logits, axis=-1), v)
+
+
+ATTENTIONS = [attention.plain, attention.attention, attention.divided_last, attention.by_keys]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ATTENTIONS, ids=lambda form: form.__name__)
+def test_attention_is_softmax_attention(form, dtype):
+    q, k, v = (jnp.asarray(normal(2, 3, 7, 5), dtype) for _ in range(3))
+    assert form(q, k, v).dtype == dtype
+    assert_same_formula(form, softmax_attention, (q, k, v), TOLERANCE[dtype])
+
+
+def test_softmax_is_float32_where_the_products_are_bfloat16():
+    """A thousand equal weights of 1 / 1000 sum to 1, which in bfloat16 they would not."""
+    q, k = jnp.zeros((1, 1, 1, 8), jnp.bfloat16), jnp.zeros((1, 1, 1000, 8), jnp.bfloat16)
+    v = jnp.ones((1, 1, 1000, 8), jnp.bfloat16)
+    for form in ATTENTIONS:
+        close(form(q, k, v), np.ones((1, 1, 1, 8)), 2**-8)
+
+
+@pytest.mark.parametrize("form", ATTENTIONS, ids=lambda form: form.__name__)
+def test_attention_stays_finite_for_large_logits(form):
+    q, k, v = 1e3 * normal(1, 1, 4, 8), 1e3 * normal(1, 1, 4, 8), normal(1, 1, 4, 8)
+    largest = np.argmax(q[0, 0] @ k[0, 0].T, axis=1)
+    close(form(q, k, v)[0, 0], v[0, 0][largest])
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (1, 20, 6), (3, 4, 5)])
+def test_winograd_is_the_plain_convolution(shape):
+    arguments = normal(*shape, 32), normal(3, 3, 32, 48) / 17
+    assert_same_formula(winograd.convolve, convolution.plain, arguments, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_convolution_is_the_plain_one(dtype):
+    x, kernel = normal(2, 16, 8, 32), normal(3, 3, 32, 32) / 17
+    arguments = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+    assert convolution.convolve(*arguments).dtype == dtype
+    assert_same_formula(convolution.convolve, convolution.plain, arguments, TOLERANCE[dtype])
+
+
+def test_winograd_pays_for_large_images_of_many_channels_in_float32():
+    image = lambda size, channels, dtype=jnp.float32: jax.ShapeDtypeStruct(
+        (1, size, size, channels), dtype
+    )
+    kernel = lambda size, channels: jax.ShapeDtypeStruct(
+        (size, size, channels, channels), jnp.float32
+    )
+    assert winograd.pays(image(16, 32), kernel(3, 32))
+    for x, k in [
+        (image(8, 32), kernel(3, 32)),
+        (image(18, 32), kernel(3, 32)),
+        (image(16, 16), kernel(3, 16)),
+    ]:
+        assert not winograd.pays(x, k)
+    assert not winograd.pays(image(16, 32), kernel(1, 32))
+    assert not winograd.pays(image(16, 32, jnp.bfloat16), kernel(3, 32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(4, 4), (3, 5)])
+def test_upsampled_convolution_is_upsampling_then_convolution(size, dtype):
+    x, kernel = normal(2, *size, 8), normal(3, 3, 8, 6)
+    arguments = jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+    plain = convolution.plain_upsampled
+    assert_same_formula(convolution.upsampled_convolve, plain, arguments, TOLERANCE[dtype])
+    twice = jax.image.resize(x, (2, 2 * size[0], 2 * size[1], 8), "nearest")
+    np.testing.assert_array_equal(convolution.upsample(x), twice)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+def test_group_norm_is_the_plain_one(moved, silu, dtype):
+    x, by, to = jnp.asarray(3 + 2 * normal(2, 4, 6, 96), dtype), normal(2, 96), normal(2, 96)
+    arguments = (x, 1 + normal(96), normal(96), *((by, to) if moved else ()))
+    form = lambda *a: norm.group_norm(*a, silu=silu)
+    assert form(*arguments).dtype == jnp.float32
+    # x is large beside its deviation: float32 squares lose a digit of it
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a, np.float64)) for a in arguments]
+        exact = reference_norm(*wide, silu=silu)
+    close(form(*arguments), exact, 1e-5)
+    close(norm.plain(*arguments, silu=silu), exact, 1e-5)
+    plain = lambda *a: reference_norm(*a, silu=silu)
+    assert_same_formula(form, plain, arguments, 3 * TOLERANCE[dtype])
+
+
+def reference_norm(x, scale, bias, by=None, to=None, silu=False):
+    """Of any precision: three channels are a group of 96's 32."""
+    b, h, w, c = x.shape
+    group = x.reshape(b, h, w, 32, c // 32)
+    centred = group - group.mean((1, 2, 4), keepdims=True)
+    y = centred / jnp.sqrt((centred**2).mean((1, 2, 4), keepdims=True) + 1e-5)
+    y = y.reshape(x.shape) * scale + bias
+    y = y if by is None else y * (1 + by[:, None, None]) + to[:, None, None]
+    return y / (1 + jnp.exp(-y)) if silu else y
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["affine_silu", "affine_silu_by_tanh", "plain_affine_silu"])
+def test_affine_silu_is_silu_of_the_affine_map(form, dtype):
+    arguments = jnp.asarray(normal(2, 4, 6, 5), dtype), normal(2, 5), normal(2, 5)
+
+    def plain(x, factor, summand):
+        u = x * factor[:, None, None] + summand[:, None, None]
+        return u / (1 + jnp.exp(-u))
+
+    form = getattr(norm, form)
+    assert form(*arguments).dtype == jnp.float32
+    assert_same_formula(form, plain, arguments, TOLERANCE[dtype])
+
+
+def test_silu_does_not_keep_its_argument():
+    """What the backward pass keeps of a norm with SiLU is the image it was given, and nothing else
+    of its size."""
+    x, factor, summand = normal(2, 8, 8, 32), normal(2, 32), normal(2, 32)
+    kept = jax.tree.leaves(jax.vjp(norm.affine_silu, x, factor, summand)[1])
+    assert sum(a.size == x.size for a in kept) == 1
+
+
+NETWORK = UNet(out_channels=3, channels=32, channel_mult=(1,), blocks=1, attention_factors=())
+X = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+T = jax.ShapeDtypeStruct((2,), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    init = lambda key, x, t: NETWORK.init(key, x, t)["params"]
+    return jax.eval_shape(init, jax.random.key(0), X, T)
+
+
+def forward(params, x, t):
+    return NETWORK.apply({"params": params}, x, t)
+
+
+def program(function, platform, shapes):
+    """The StableHLO text of a function, exported on this machine for a platform."""
+    return jax.export.export(jax.jit(function), platforms=[platform])(shapes, X, T).mlir_module()
+
+
+def count(text, operation, shape=""):
+    return len(re.findall(rf"stablehlo\.{operation}\b.*{shape}", text))
+
+
+def convolutions(shapes):
+    """(all, those of 3 x 3 and at least 32 channels) of the network's kernels."""
+    leaves = [a.shape for a in jax.tree.leaves(shapes) if a.ndim == 4]
+    return len(leaves), sum(s[:2] == (3, 3) and min(s[2:]) >= 32 for s in leaves)
+
+
+def scales_before_silu(shapes):
+    """The norms that SiLU follows: all but the attention's."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    return [path for path in paths if path[-1].key == "scale" and "attention" not in path[0].key]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "rocm"])
+def test_a_program_for_another_platform_holds_no_form_of_the_cpu(platform, shapes):
+    text = program(forward, platform, shapes)
+    assert count(text, "convolution") == convolutions(shapes)[0]
+    assert count(text, "tanh") == 0
+    weights = "2x1x256x256xf32"  # the softmax's weights are divided, as written down
+    assert count(text, "divide", weights) == 1
+
+
+def test_a_program_for_the_cpu_holds_its_forms(shapes):
+    text = program(forward, "cpu", shapes)
+    plain, large = convolutions(shapes)
+    assert large == 10  # of five residual blocks
+    assert count(text, "convolution") == plain - large + 6 * large
+    assert count(text, "tanh") == len(scales_before_silu(shapes))
+    assert count(text, "divide", "2x1x256x256xf32") == 0
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_a_gradient_holds_plain_convolutions_alone(platform, shapes):
+    """Three a layer: the value, the image's gradient and the kernel's; the first one has no
+    gradient of its image."""
+    loss = lambda params, x, t: jnp.sum(forward(params, x, t) ** 2)
+    text = program(jax.grad(loss), platform, shapes)
+    assert count(text, "convolution") == 3 * convolutions(shapes)[0] - 1
