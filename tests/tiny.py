@@ -113,3 +113,23 @@ def assert_same_run(reference: tuple[Config, pathlib.Path], workdir: pathlib.Pat
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert extra == expected_extra
     assert curves(workdir) == curves(reference[1])
+
+
+QUICK = {
+    "features": "pixels", "num": 40, "batch_size": 20, "bits_per_dim": 0, "memorised": 0,
+    "replicates": 0, "subsets": 3,
+}  # fmt: skip
+
+
+def evaluate_run(workdir: pathlib.Path, *flags, **settings) -> None:
+    """`main.py evaluate`, quick unless config.evaluation's settings say otherwise."""
+    given = (f"--config.evaluation.{name}={value}" for name, value in (QUICK | settings).items())
+    main_run("evaluate", "--workdir", workdir, *flags, *given)
+
+
+def write_pictures(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
+    """The folder, with a PNG file of each image [N, H, W, 1]."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.squeeze(-1)).save(folder / f"{i}.png")
+    return folder

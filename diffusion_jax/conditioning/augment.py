@@ -25,8 +25,10 @@ def augmentation(probability: float = 0.12) -> Conditioner:
 
     In sampling and evaluation the network is told nothing, which is that images are as they are.
 
-    Args: probability: of each transformation but the mirroring, in (0, 1]; the paper's A_prob, 0.12
-    for CIFAR-10."""
+    Args:
+      probability: of each transformation but the mirroring, in (0, 1]; the paper's A_prob, 0.12
+        for CIFAR-10.
+    """
     if not 0.0 < probability <= 1.0:
         raise ValueError(f"probability must be above 0 and at most 1, not {probability}")
 

@@ -16,7 +16,8 @@ from diffusion_jax.commands import evaluate, nll, train
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import sources
 from diffusion_jax.evaluation import extract, features, references
-from diffusion_jax.runs import config as configs
+from diffusion_jax.runs.config import Evaluation
+from diffusion_jax.runs.settings import load
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,10 +30,16 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A tiny run, scored in training at its last step."""
-    folder, config = tmp_path_factory.mktemp("evaluate") / "run", tiny_config(num_steps=4)
-    config.evaluation = configs.Evaluation(features="pixels", every=4, every_num=40, batch_size=20)
-    loop.train(config, folder)
+    folder, config = tmp_path_factory.mktemp("evaluate") / "run", tiny_config(num_steps=4, eval_every=0)
+    scored = Evaluation(features="pixels", every=4, every_num=40, batch_size=20)
+    config.evaluation = scored
+    train.train(config, folder)
     return folder
+
+
+def run(workdir, *settings, flags=()):
+    """Quick but for these settings, such as "num=33"."""
+    evaluate_run(workdir, *flags, **dict(setting.split("=", 1) for setting in settings))
 
 
 def report(workdir, num=40):
@@ -41,26 +48,13 @@ def report(workdir, num=40):
 
 
 def test_a_report_of_the_very_samples_that_sample_draws(workdir, capsys):
-    run(
-        workdir,
-        "replicates=5",
-        "bits_per_dim=6",
-        "memorised=12",
-        flags=["--config.sampling.seed=3"],
-    )
+    settings = ("replicates=5", "bits_per_dim=6", "memorised=12")
+    run(workdir, *settings, flags=["--config.sampling.seed=3"])
     out = capsys.readouterr().out
     assert "FID" in out and "bits/dim, ODE" in out
     found = report(workdir)
-    main.run(
-        [
-            "main.py",
-            "sample",
-            "--workdir",
-            str(workdir),
-            "--config.sampling.seed=3",
-            "--config.sampling.num=40",
-        ]
-    )
+    own = ("--config.sampling.seed=3", "--config.sampling.num=40")
+    main_run("sample", "--workdir", workdir, *own)
     (file,) = workdir.glob("samples/*seed3/samples.npz")
     samples, train = tiny.arrays(file)["images"], sources.digits("train")
     expected = gaussians(flat(samples), flat(train.images))
@@ -91,7 +85,7 @@ def test_a_report_of_the_very_samples_that_sample_draws(workdir, capsys):
         and tiny.pixels(folder / "samples.png").shape[0] > 90
     )
 
-    config = configs.load(workdir / "config.json")
+    config = load(workdir / "config.json")
     config.likelihood.examples = 6
     for method in ("bound", "ode"):
         config.likelihood.method = method
@@ -268,19 +262,20 @@ def test_bits_per_dim_are_those_of_the_parameters_that_draw(workdir):
 
 
 def test_samples_of_another_weaker_run_are_other_samples(workdir, tmp_path, monkeypatch):
-    """The folder of sampling.weak is the same, its parameters are not."""
+    """The folder of sampling.guide.weak is the same, its parameters are not."""
     monkeypatch.chdir(tmp_path)
     folders = []
     for seed in (1, 2):
-        config = tiny_config(num_steps=1)
+        config = tiny_config(num_steps=1, eval_every=0)
         config.seed = seed
         shutil.rmtree("weak", ignore_errors=True)
-        loop.train(config, pathlib.Path("weak"))
+        train.train(config, pathlib.Path("weak"))
         run(
             workdir,
             flags=[
                 "--config.sampling.seed=13",
-                "--config.sampling.weak=weak",
+                "--config.sampling.guide=autoguidance",
+                "--config.sampling.guide.weak=weak",
                 "--config.sampling.guidance=1",
             ],
         )

@@ -15,10 +15,10 @@ from diffusion_jax.evaluation import references
 
 def test_any_two_sets_of_images(tmp_path, capsys):
     digits = sources.digits("train").images
-    left, right = pictures(tmp_path / "left", digits[:60]), tmp_path / "right.npz"
+    left, right = write_pictures(tmp_path / "left", digits[:60]), tmp_path / "right.npz"
     np.savez(right, images=digits[100:180])
     shape = ["--config", ROOT / "experiments" / "digits.py"]
-    run(tmp_path / "out", flags=["--images", left, "--against", right, *shape])
+    evaluate_run(tmp_path / "out", "--images", left, "--against", right, *shape)
     (path,) = (tmp_path / "out" / "evaluations").glob("left*.json")
     found = json.loads(path.read_text())
     np.testing.assert_allclose(
@@ -28,7 +28,7 @@ def test_any_two_sets_of_images(tmp_path, capsys):
     assert str(tmp_path) not in path.read_text()
 
     np.savez(tmp_path / "copy.npz", digits[:60])  # without names, as ADM writes it
-    run(tmp_path / "same", flags=["--images", left, "--against", tmp_path / "copy.npz", *shape])
+    evaluate_run(tmp_path / "same", "--images", left, "--against", tmp_path / "copy.npz", *shape)
     (path,) = (tmp_path / "same" / "evaluations").glob("left*.json")
     same = json.loads(path.read_text())
     assert same["fid"]["value"] < 1e-6 and (
@@ -39,10 +39,7 @@ def test_any_two_sets_of_images(tmp_path, capsys):
 
     x = flat(digits[100:180])
     np.savez(tmp_path / "theirs.npz", mu=x.mean(0), sigma=np.cov(x, rowvar=False))
-    run(
-        tmp_path / "theirs",
-        flags=["--images", "test", "--against", tmp_path / "theirs.npz", *shape],
-    )
+    evaluate_run(tmp_path / "theirs", "--images", "test", "--against", tmp_path / "theirs.npz", *shape)
     (path,) = (tmp_path / "theirs" / "evaluations").glob("digits-test*.json")
     theirs = json.loads(path.read_text())
     np.testing.assert_allclose(
@@ -61,11 +58,11 @@ def test_images_as_they_are_without_a_config(tmp_path):
             Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)).save(
                 tmp_path / name / f"{i}.png"
             )
-    run(tmp_path / "out", flags=["--images", tmp_path / "a", "--against", tmp_path / "b"])
+    evaluate_run(tmp_path / "out", "--images", tmp_path / "a", "--against", tmp_path / "b")
     (path,) = (tmp_path / "out" / "evaluations").glob("*.json")
     assert json.loads(path.read_text())["protocol"]["images"]["shape"] == [5, 6, 3]
     Image.new("RGB", (9, 9)).save(tmp_path / "b" / "other.png")
     with pytest.raises(
         UserError, match="2 sizes, from 5 x 6 to 9 x 9; --config.data.shape=64,64,3 says"
     ):
-        run(tmp_path / "out", flags=["--images", tmp_path / "a", "--against", tmp_path / "b"])
+        evaluate_run(tmp_path / "out", "--images", tmp_path / "a", "--against", tmp_path / "b")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import write_pictures
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import sources
@@ -24,23 +25,18 @@ def of(name, data=RunData((8, 8, 1), "digits", sources.digits), said=None):
 
 
 def test_the_statistics_of_a_reference_are_computed_once_and_again_when_an_image_changes(tmp_path):
-    folder = pictures(tmp_path / "set", sources.digits("train").images[:15])
-    data = configs.Data(shape=(8, 8, 1))
-    function, said = features.load("pixels"), []
-    first = references.reference(str(folder), data, function, 4, said.append)
-    again = references.reference(str(folder), data, function, 4, said.append)
+    folder = write_pictures(tmp_path / "set", sources.digits("train").images[:15])
+    said = []
+    first, again = of(folder, said=said), of(folder, said=said)
     assert len(said) == 1
     np.testing.assert_array_equal(first.statistics.covariance, again.statistics.covariance)
     np.testing.assert_array_equal(first.rows, again.rows)
     record = first.statistics.record
     assert (record["images"], record["count"], record["features"]) == ("set", 15, "pixels")
     Image.new("L", (8, 8), 9).save(folder / "3.png")
-    assert (
-        references.reference(str(folder), data, function, 4, said.append).statistics.mean[0]
-        != first.statistics.mean[0]
-    )
+    assert of(folder, said=said).statistics.mean[0] != first.statistics.mean[0]
     path = said[0].removeprefix("reference: ")
-    assert references.reference(path, data, function, 4).statistics.record == record
+    assert of(path).statistics.record == record
 
 
 def damaged(folder):
@@ -69,25 +65,29 @@ def damaged(folder):
     }
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # numpy leaves a damaged file open
-def test_a_file_that_is_no_reference_is_named(workdir, tmp_path):
+# numpy leaves a damaged file open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_file_that_is_no_reference_is_named(tmp_path):
     for name, message in damaged(tmp_path).items():
         with pytest.raises(UserError, match=message):
-            run(workdir, flags=["--against", tmp_path / f"{name}.npz"])
+            of(tmp_path / f"{name}.npz")
     with (tmp_path / "array.npz").open("wb") as file:
         np.save(file, sources.digits("train").images[:20])  # the name of an archive
-    run(workdir, flags=["--against", tmp_path / "array.npz"])
+    assert of(tmp_path / "array.npz").statistics.count == 20
 
 
 def test_others_statistics_are_known_by_their_bytes(tmp_path):
     records = []
     for i in range(2):
         np.savez(tmp_path / "theirs.npz", mu=np.full(64, i), sigma=np.eye(64))
-        records.append(
-            references.reference(
-                str(tmp_path / "theirs.npz"), None, features.load("pixels"), 4
-            ).statistics.record
-        )
+        records.append(of(tmp_path / "theirs.npz").statistics.record)
     assert records[0]["statistics"] == "theirs.npz" and records[0] != records[1]
+
+
+def test_images_that_are_no_bytes_are_no_set_of_images(tmp_path):
+    np.savez(tmp_path / "floats.npz", images=np.linspace(0, 1, 20 * 64).reshape(20, 8, 8, 1))
+    with pytest.raises(UserError, match="floats.npz holds images of float"):
+        of(tmp_path / "floats.npz")
+    np.savez(tmp_path / "labels.npz", labels=np.arange(20))
+    with pytest.raises(UserError, match="labels.npz holds no images"):
+        of(tmp_path / "labels.npz")

@@ -25,7 +25,7 @@ def test_scores_of_several_kinds_of_features(tmp_path):
     other, other_spatial = rng.normal(1.0, 1.0, (80, 5)), rng.normal(2.0, 1.0, (80, 7))
     fit = lambda rows: frechet.statistics([rows])
     reference = references.Reference(fit(other), fit(other_spatial), other.astype(np.float32))
-    found = evaluate.scores(place, 60, reference, replicates=0)
+    found = scores(place, 60, reference, replicates=0)
     np.testing.assert_allclose(found["fid"]["value"], gaussians(feature, other), rtol=1e-5)
     np.testing.assert_allclose(found["spatial_fid"], gaussians(spatial, other_spatial), rtol=1e-5)
     np.testing.assert_allclose(
@@ -33,4 +33,4 @@ def test_scores_of_several_kinds_of_features(tmp_path):
     )
     assert found["kid"]["mean"] > 0.0 and "fid_infinity" not in found
     with pytest.raises(UserError, match="3 features an image, the samples have 5"):
-        evaluate.scores(place, 60, references.Reference(fit(other[:, :3]), None, None))
+        scores(place, 60, references.Reference(fit(other[:, :3]), None, None))
