@@ -1,6 +1,7 @@
 """From a Config, whose strings end here, to the functions of a run."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -137,10 +138,7 @@ def _build(config: Config) -> Parts:
         return module.init(key, *example())["params"]
 
     params = jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
-    try:
-        split(params, training.freeze)
-    except ValueError as error:
-        raise UserError(f"config.training.freeze: {error}") from None
+    check_freeze(training.freeze, params)
     output = jax.eval_shape(lambda params: network(params, *example()), params)
     variance = learned_or(output.shape[1:], tuple(shape), diffusion.variance)
     weighting = make(diffusion.weighting, {})
@@ -250,6 +248,16 @@ def check_decodable(config: Config, schedule: Schedule) -> None:
         raise UserError(
             f"{name} cannot be decoded at alpha = 0, where this schedule ends; use v or x0"
         )
+
+
+def check_freeze(pattern: str, params: PyTree) -> None:
+    """Raises UserError where training.freeze names no parameters, or all of them."""
+    try:
+        split(params, pattern)
+    except re.error as error:
+        raise UserError(f"config.training.freeze is no regular expression: {error}") from None
+    except ValueError as error:
+        raise UserError(f"config.training.freeze: {error}") from None
 
 
 def check_clippable(config: Config, codec: Codec) -> None:

@@ -254,7 +254,7 @@ class Components:
     def __setattr__(self, name: str, value: Any) -> None:
         raise UserError(
             f"config.{self.registry.path}.{name} cannot be set: set config.{self.registry.path} "
-            f"itself, or an argument, as in config.{self.registry.path}.label.dropout = 0.1"
+            "itself, or an argument of one of its entries"
         )
 
     def __getattr__(self, name: str) -> Component:

@@ -12,8 +12,9 @@ from diffusion_jax.core.settings import FREE, TRAINING
 from diffusion_jax.core.types import Schedule, Variance
 from diffusion_jax.runs import registries, registry
 from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import Config, as_values, differences, from_values, leaves, override
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registry import Registry, arguments, bound, make, meanings, settings, use
+from diffusion_jax.runs.settings import as_values, differences, from_values, leaves, override
 
 
 def waves(
