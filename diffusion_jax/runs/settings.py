@@ -14,15 +14,8 @@ from diffusion_jax.runs import experiment_file
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.fields import Group, Range
 from diffusion_jax.runs.registries import REGISTRIES
-from diffusion_jax.runs.registry import (
-    Component,
-    Components,
-    Setting,
-    check_value,
-    parse,
-    plain,
-    settings,
-)
+from diffusion_jax.runs.registry import Component, Components, settings
+from diffusion_jax.runs.values import Setting, check_value, parse, plain
 
 
 class Leaf(NamedTuple):

@@ -38,7 +38,8 @@ class RunLog:
             write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
         with contextlib.ExitStack() as opened:
             self.metrics, self.text = (
-                opened.enter_context(path.open("a", buffering=1, encoding="utf-8")) for path in (metrics, text)
+                opened.enter_context(path.open("a", buffering=1, encoding="utf-8"))
+                for path in (metrics, text)
             )
             self.events = (
                 None
