@@ -52,13 +52,13 @@ def test_a_run_is_opened_with_its_own_settings_but_for_those_of_drawing(tmp_path
 def test_another_runs_parameters_must_be_of_the_same_network(tmp_path):
     config = tiny_config()
     with pytest.raises(UserError, match="^config.training.init must be the workdir of a run, but"):
-        params_of(config, build(config), tmp_path, "training.init")
+        params_of(config, build(config), str(tmp_path), "training.init")
     other = copy(config)
     other.diffusion.schedule = use("linear", num_steps=30)
     other.model.channels = 8
     (tmp_path / "config.json").write_text(to_json(other))
     with pytest.raises(UserError) as error:
-        params_of(config, build(config), tmp_path, "training.init")
+        params_of(config, build(config), str(tmp_path), "training.init")
     said = str(error.value)
     assert said.startswith(f"config.training.init={tmp_path} is a run of another network (")
     for part in ("model.channels: 8 -> 16", "diffusion.schedule: 'linear' -> 'cosine'", "more)"):
@@ -72,7 +72,7 @@ def test_a_table_of_another_size_is_another_network(tmp_path):
     other.conditioning.label.dropout = 0.1
     (tmp_path / "config.json").write_text(to_json(other))
     with pytest.raises(UserError, match=r"\(label/embedding: \(11, 64\) -> \(10, 64\)\)"):
-        params_of(config, build(config), tmp_path, "sampling.guide.weak")
+        params_of(config, build(config), str(tmp_path), "sampling.guide.weak")
 
 
 def test_without_a_weaker_run_there_are_no_weaker_parameters():
