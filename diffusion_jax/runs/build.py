@@ -38,7 +38,7 @@ from diffusion_jax.runs.checks import (
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.guides import Guide
 from diffusion_jax.runs.registry import make
-from diffusion_jax.runs.settings import check
+from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.training.clipping import clip_by_global_norm
 from diffusion_jax.training.optimizers import LearningRate, scheduled
 from diffusion_jax.training.state import TrainState, init_state, split, warmed_up_ema, whole
@@ -210,6 +210,19 @@ def check_source(config: Config, source: Any, split: str) -> None:
     called = values.get("name") or values.get("folder") or config.data.source.entry
     modality = make(config.data.modality, {})
     sources.check(source, declared(config), split, called, modality.entry)
+
+
+def with_range(config: Config) -> tuple[Config, Any]:
+    """(the config, its training data); where these are floats and no range is set, the config has
+    that of the data, which is kept with the run."""
+    check(config)
+    check_together(config)
+    source = load_source(config, config.data.train_split)
+    own = getattr(source, "range", None)
+    if own is not None and not config.data.source.range:
+        config = copy(config)
+        config.data.source.range = tuple(map(float, own))
+    return config, source
 
 
 def source_spec(config: Config, split: str) -> Spec:
