@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+from problems import problem  # noqa: E402
+
+from diffusion_jax.conditioning import label  # noqa: E402
 from diffusion_jax.core import predictions, schedules, timesteps  # noqa: E402
 from diffusion_jax.core.errors import UserError  # noqa: E402
+from diffusion_jax.data.spec import Declared  # noqa: E402
 from diffusion_jax.devices.parallel import (  # noqa: E402
     AXIS,
     check_batch,
@@ -19,9 +23,9 @@ from diffusion_jax.devices.parallel import (  # noqa: E402
     map_examples,
     place,
 )
-from diffusion_jax.objectives import losses  # noqa: E402
+from diffusion_jax.objectives import denoising  # noqa: E402
 from diffusion_jax.training.state import init_state, warmed_up_ema  # noqa: E402
-from diffusion_jax.training.step import make_loss_fn, make_train_step  # noqa: E402
+from diffusion_jax.training.step import make_train_step  # noqa: E402
 
 assert jax.device_count() == 8
 schedule = schedules.cosine(4)
@@ -38,16 +42,23 @@ batches = [
 def apply_fn(params, x, t, cond, dropout_key=None):
     h = jnp.tanh(
         jax.lax.conv(x.transpose(0, 3, 1, 2), params["in"], (1, 1), "SAME")
-        + params["label"][cond][..., None, None]
+        + params["label"][cond["label"]][..., None, None]
     )
     return jax.lax.conv(h, params["out"], (1, 1), "SAME").transpose(0, 2, 3, 1)
 
 
-def make(**options):
-    loss_fn = make_loss_fn(
-        apply_fn, schedule, losses.denoising(predictions.v()), label_dropout=0.5, no_label=10
+objective = denoising(
+    problem(
+        schedule=schedule,
+        distribution=distribution,
+        parameterization=predictions.v(),
+        conditioner=label(Declared((4, 4, 1), 10), 0.5),
     )
-    return make_train_step(loss_fn, optimizer, warmed_up_ema(0.99), distribution, (0, 3), **options)
+)
+
+
+def make(**options):
+    return make_train_step(objective, apply_fn, optimizer, warmed_up_ema(0.99), **options)
 
 
 # not Adam: its division makes rounding visible wherever a gradient is near 0
@@ -62,14 +73,15 @@ fresh = lambda: jax.tree.map(
 )  # the pmapped step donates them
 key = jax.random.key(7)
 
-plain, step = init_state(fresh(), optimizer, distribution.init()), jax.jit(make())
+begin = lambda: init_state(fresh(), optimizer, aux=objective.init(None, params))
+plain, step = begin(), jax.jit(make())
 for batch in batches:
     plain, plain_metrics = step(plain, key, batch)
 for steps_per_call, accumulation in ((1, 1), (2, 1), (1, 2)):
     run = make_take_steps(
         layout(), make(axis_name=AXIS, accumulation=accumulation), None, steps_per_call
     )
-    state = place(init_state(fresh(), optimizer, distribution.init()))
+    state = place(begin())
     for i in range(0, 4, steps_per_call):
         state, metrics = run(
             state, key, jax.tree.map(lambda *a: np.stack(a), *batches[i : i + steps_per_call])
@@ -78,8 +90,9 @@ for steps_per_call, accumulation in ((1, 1), (2, 1), (1, 2)):
         jax.tree.leaves(plain.ema_params), jax.tree.leaves(state.ema_params), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(plain.timesteps["losses"], state.timesteps["losses"], rtol=1e-4)
-    np.testing.assert_array_equal(plain.timesteps["counts"], state.timesteps["counts"])
+    history, expected = state.aux["timesteps"], plain.aux["timesteps"]
+    np.testing.assert_allclose(expected["losses"], history["losses"], rtol=1e-4)
+    np.testing.assert_array_equal(expected["counts"], history["counts"])
     for name, value in plain_metrics.items():
         np.testing.assert_allclose(value, metrics[name][-1], rtol=1e-5, err_msg=name)
 

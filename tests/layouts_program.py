@@ -19,10 +19,10 @@ sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).p
 from tiny import tiny_config  # noqa: E402
 
 from diffusion_jax.commands import train as loop  # noqa: E402
-from diffusion_jax.commands.sample import restore_params  # noqa: E402
 from diffusion_jax.devices import parallel, processes  # noqa: E402
 from diffusion_jax.runs.build import build  # noqa: E402
 from diffusion_jax.runs.draw import make_generate  # noqa: E402
+from diffusion_jax.runs.open import restore_params  # noqa: E402
 
 loop.draw_picture = lambda run, state: None  # 16 samples are drawn below
 processes.start()

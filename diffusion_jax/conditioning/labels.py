@@ -21,8 +21,10 @@ def label(declared: Declared, dropout: Annotated[float, TRAINING] = 0.0) -> Cond
 
     Ho & Salimans 2022, algorithm 1. Of data without classes nothing is told.
 
-    Args: dropout: share of the training examples without their label, for guidance; at least 0,
-    below 1."""
+    Args:
+      dropout: share of the training examples without their label, for guidance; at least 0,
+        below 1.
+    """
     count = declared.num_classes
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")

@@ -36,9 +36,11 @@ def classifier_free(
 ) -> Guide:
     """Away from the run's own network without the condition (Ho & Salimans 2022, eq. 6).
 
-    Args: interval: sigma/alpha between which it acts, low and high, as 0.3,3; empty for all levels.
-    rescale: share in [0, 1] in which a guided image's contrast is brought back to the unguided
-    one's. every: steps between two evaluations of the network without the condition, at least 1.
+    Args:
+      interval: sigma/alpha between which it acts, low and high, as 0.3,3; empty for all levels.
+      rescale: share in [0, 1] in which a guided image's contrast is brought back to the
+        unguided one's.
+      every: steps between two evaluations of the network without the condition, at least 1.
     """
     return _guide("", interval, rescale, every)
 
@@ -49,10 +51,13 @@ def autoguidance(
 ) -> Guide:
     """Away from a weaker run of the same network (Karras et al. 2024, eq. 3).
 
-    Args: weak: the workdir of the weaker run. interval: sigma/alpha between which it acts, low and
-    high, as 0.3,3; empty for all levels. rescale: share in [0, 1] in which a guided image's
-    contrast is brought back to the unguided one's. every: steps between two evaluations of the
-    weaker network, at least 1."""
+    Args:
+      weak: the workdir of the weaker run.
+      interval: sigma/alpha between which it acts, low and high, as 0.3,3; empty for all levels.
+      rescale: share in [0, 1] in which a guided image's contrast is brought back to the
+        unguided one's.
+      every: steps between two evaluations of the weaker network, at least 1.
+    """
     if not weak:
         raise ValueError("weak must be the workdir of a weaker run")
     return _guide(weak, interval, rescale, every)

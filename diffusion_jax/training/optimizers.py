@@ -36,9 +36,12 @@ def adamw(
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
 
-    Args: b1: decay of the gradient's mean, at least 0, below 1. b2: decay of the gradient's square,
-    at least 0, below 1. weight_decay: the share, times the learning rate, by which parameters
-    shrink a step; at least 0."""
+    Args:
+      b1: decay of the gradient's mean, at least 0, below 1.
+      b2: decay of the gradient's square, at least 0, below 1.
+      weight_decay: the share, times the learning rate, by which parameters shrink a step; at
+        least 0.
+    """
     _check(b1, b2)
     if weight_decay < 0:
         raise ValueError(f"weight_decay must be at least 0, not {weight_decay}")

@@ -151,7 +151,7 @@ def wait_until(condition, started):
 
 def test_what_one_process_fails_of_ends_all_with_its_message(tmp_path):
     arguments = command("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
-    fails = ["--config.data.source=arrays", "--config.data.folder=no/such.npz"]
+    fails = ["--config.data.source=arrays", "--config.data.source.folder=no/such.npz"]
     for process in processes([arguments, [*arguments, *fails]], 1):
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 2, errors[-3000:]
