@@ -53,7 +53,7 @@ PAGES = [
     ROOT / "Makefile",
 ]
 FLAG = re.compile(r"--config\.([\w.]*\w)")
-COMMAND = re.compile(r"^(?:Command:)? *(?:\$ |\S+=\S+ )*\S*python (main\.py.*?[^\\])$", re.M | re.S)
+COMMAND = re.compile(r"^(?:Command:)? *(?:\$ |\S+=\S+ )*[\w./]*python (main\.py.*?[^\\])$", re.M | re.S)
 WRONG = re.compile(r"\$ python (main\.py [^\n]*)\n    error: ([^\n]*)")
 FILE = re.compile(r"`((?:benchmarks|diffusion_jax|docs|experiments|launch|tests)/[\w/.]+)`")
 
@@ -77,7 +77,7 @@ def test_every_command_of_the_documents_is_understood(page, monkeypatch):
         text = command.replace("\\\n", " ").replace("config experiments/NAME", f"config {DIGITS}")
         if "..." in text:  # to be filled in
             continue
-        words = shlex.split(text, comments=True)[1:]
+        words = shlex.split(text.partition(" | ")[0], comments=True)[1:]
         name = words.pop(0) if words and not words[0].startswith("-") else "train"
         module = command_line.find(name)
         needs = getattr(module, "NEEDS", command_line.Needs())
@@ -88,7 +88,7 @@ def test_every_command_of_the_documents_is_understood(page, monkeypatch):
 
 def test_the_documents_show_commands():
     shown = [COMMAND.findall(without_what_is_refused(page)) for page in PAGES]
-    assert len(shown[0]) > 15
+    assert len(shown[0]) >= 15
     assert sum(map(len, shown)) > 30
 
 
