@@ -6,11 +6,14 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 from PIL import Image
 
 import main
+from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import Config, Data, Diffusion, Sampling, Training, use
+from diffusion_jax.training.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -94,3 +97,39 @@ def curves(workdir: pathlib.Path) -> list[dict]:
         }
         for line in lines
     ]
+
+
+def final_state(config: Config, workdir: pathlib.Path):
+    """(state, what a checkpoint holds besides) of a run's newest checkpoint."""
+    like = jax.eval_shape(build(config).init_state, jax.random.key(0))
+    return Checkpoints(workdir, read_only=True).restore(like)
+
+
+def assert_same_run(reference: tuple[Config, pathlib.Path], workdir: pathlib.Path) -> None:
+    """That a workdir holds the same run as (config, workdir), bit for bit."""
+    (state, extra), (expected, expected_extra) = (
+        final_state(reference[0], folder) for folder in (workdir, reference[1])
+    )
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert extra == expected_extra
+    assert curves(workdir) == curves(reference[1])
+
+
+QUICK = {
+    "features": "pixels", "num": 40, "batch_size": 20, "bits_per_dim": 0, "memorised": 0,
+    "replicates": 0, "subsets": 3,
+}  # fmt: skip
+
+
+def evaluate_run(workdir: pathlib.Path, *flags, **settings) -> None:
+    """`main.py evaluate`, quick unless config.evaluation's settings say otherwise."""
+    given = (f"--config.evaluation.{name}={value}" for name, value in (QUICK | settings).items())
+    main_run("evaluate", "--workdir", workdir, *flags, *given)
+
+
+def write_pictures(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
+    """The folder, with a PNG file of each image [N, H, W, 1]."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.squeeze(-1)).save(folder / f"{i}.png")
+    return folder

@@ -134,10 +134,11 @@ def gradient_noise(config: Config, folder: pathlib.Path, parts: Parts, params, s
     return scales
 
 
-def noise_scale(
-    config: Config, parts: Parts, params, source, loss, distribution, batches: int = 128
-) -> float:
-    """The noise scale of one loss from `batches` gradients of config.training.batch_size examples
+BATCHES = 128  # gradients from which a noise scale is estimated
+
+
+def noise_scale(config: Config, parts: Parts, params, source, loss, distribution) -> float:
+    """The noise scale of one loss from BATCHES gradients of config.training.batch_size examples
     each.
 
     At most the number of these examples, which then means "at least": more would be needed to see
@@ -160,7 +161,7 @@ def noise_scale(
         mean_loss = lambda params: jnp.mean(weights * loss_fn(params, keys, batch, t))
         return jax.flatten_util.ravel_pytree(jax.grad(mean_loss)(params))[0]
 
-    total, squares = 0.0, 0.0
+    total, squares, batches = 0.0, 0.0, BATCHES
     for i in range(batches):
         batch = pipeline.examples(source, rng.integers(0, len(source), size))
         g = np.asarray(gradient(params, state, jax.random.fold_in(key, i), batch), np.float64)

@@ -33,12 +33,12 @@ from diffusion_jax.runs import draw, folders, plots
 from diffusion_jax.runs.build import (
     Parts,
     build,
-    check_together,
     held_out_times,
     load_source,
     parameters,
     table_betas,
 )
+from diffusion_jax.runs.checks import check_together
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import params_of, weak_params

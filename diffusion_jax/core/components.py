@@ -71,6 +71,11 @@ def component(factory: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def is_component(value: Any) -> bool:
+    """Whether a value is known by its call."""
+    return getattr(value, "call", None) is not None
+
+
 def _plain(value: Any, parameter: inspect.Parameter) -> Any:
     """A number of NumPy as Python's, and an int as a float where the annotation says float."""
     value = value.item() if isinstance(value, np.generic) else value

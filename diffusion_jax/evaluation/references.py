@@ -87,8 +87,14 @@ def image_set(name: str, data: RunData) -> ImageSet:
         record |= {"resize": resize}
     elif path.is_file():
         source = arrays("all", str(path))
+        if source.images is None:
+            raise UserError(f"{path} holds no images")
         if len(source) == 0:
             raise UserError(f"{path} holds no images: its array is empty")
+        if source.images.dtype != np.uint8:
+            raise UserError(
+                f"{path} holds images of {source.images.dtype}; they are compared as 8-bit ones"
+            )
         record = {"images": path.name, "split": "all", "shape": list(source[0]["image"].shape)}
     elif not data.shape or "/" in name or path.suffix:
         splits = ", nor a split of the run's data" if data.shape else ""

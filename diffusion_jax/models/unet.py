@@ -2,7 +2,7 @@
 of features."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -188,7 +188,7 @@ def unet(
     learned_variance: bool = False,
     time_scale: float = 1.0,
     dropout: Annotated[float, TRAINING] = 0.0,
-    dtype: Annotated[Literal["float32", "bfloat16"], TRAINING] = "float32",
+    dtype: Annotated[str, TRAINING] = "float32",
     remat: Annotated[bool, FREE] = False,
 ) -> UNet:
     """The U-Net of DDPM, Improved DDPM and ADM, for images of height, width and channels.

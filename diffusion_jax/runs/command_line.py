@@ -2,7 +2,7 @@
 
 A command is a module of `diffusion_jax.commands`, found by its name: `export_weights.py` is
 `export-weights`, `import_.py` is `import`. It has a docstring, whose first line says what it does
-and whose indented lines show how; `run(given) -> str`, what is printed at the end; and, where it
+and whose lines `python main.py ...` show how; `run(given) -> str`, what is printed at the end; and, where it
 needs them, `FLAGS`, its flags beside --workdir and --config, and `NEEDS`.
 """
 
@@ -75,9 +75,8 @@ def help_page(docstring: str) -> str:
     lines = [docstring.strip(), ""]
     for name, path in names().items():
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        usage = [
-            line.strip() for line in text.splitlines() if line.startswith("    python main.py")
-        ]
+        stripped = (line.strip() for line in text.splitlines())
+        usage = [line for line in stripped if line.startswith("python main.py")]
         lines += [f"  {name:<16}{text.splitlines()[0]}", *(f"  {'':<16}{line}" for line in usage)]
     return "\n".join(lines)
 
@@ -94,6 +93,8 @@ def words_of(argv: list[str], flags: Mapping[str, Flag]) -> dict[str, str]:
         known = name.startswith("noconfig.") or name[2:] in switches
         if name.startswith("no") and known and not equals:
             name, text = name[2:], "false"
+        elif not name.startswith("config.") and name not in flags:
+            raise UserError(f"unknown flag --{name}; {nearest(name, flags)}")
         elif not equals and name in switches:
             text = "true"
         elif not equals:
@@ -104,8 +105,6 @@ def words_of(argv: list[str], flags: Mapping[str, Flag]) -> dict[str, str]:
                     raise UserError(f"--{name} needs a value, as in --{name}=VALUE")
             else:
                 text = words.pop(0)
-        if not name.startswith("config.") and name not in flags:
-            raise UserError(f"unknown flag --{name}; {nearest(name, flags)}")
         found[name] = text
     return found
 

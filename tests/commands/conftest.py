@@ -16,6 +16,14 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """(config, workdir) of eight steps in one go, with held-out losses."""
+    config, workdir = tiny_config(), tmp_path_factory.mktemp("undisturbed") / "run"
+    train.train(config, workdir)
+    return config, workdir
+
+
+@pytest.fixture(scope="session")
 def improved(tmp_path_factory):
     """A run with learned variance, the hybrid loss, importance-sampled t and labels dropped."""
     folder = tmp_path_factory.mktemp("improved") / "run"

@@ -4,20 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_main import run
-from tiny import experiment_file, tiny_config
+from tiny import experiment_file, main_run, tiny_config
 
 from diffusion_jax.commands.plan import make_plan, report
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import flops, hardware
 from diffusion_jax.runs.build import build
+from diffusion_jax.runs.settings import to_json
 
-C, E, CLASSES, T = (
-    16,
-    64,
-    10,
-    20,
-)  # of the tiny run: channels, the embedding's width, labels, noise levels
+# of the tiny run: channels, the embedding's width, labels, noise levels
+C, E, CLASSES, T = 16, 64, 10, 20
 
 # Its network: conv_in, a block down, block, attention and block in the middle, two blocks up on [h,
 # skip], conv_out.
@@ -78,9 +74,11 @@ def test_the_state_is_four_numbers_a_parameter_and_a_little(plan):
     assert (
         plan.state["optimizer"] == 2 * each + 2 * 4
     )  # Adam's two moments; its step and the schedule's
-    assert plan.state["the rest"] == 4 + sum(
-        a.nbytes for a in jax.tree.leaves(build(tiny_config()).timesteps.init())
-    )
+    aux = jax.eval_shape(build(tiny_config()).init_state, jax.random.key(0)).aux
+    history = sum(4 * a.size for a in jax.tree.leaves(aux))
+    assert history == 4 * T * (10 + 1)  # ten losses of each t, and their count
+    assert plan.state["the rest"] == 4 + history
+    assert plan.state["frozen"] == 0
     assert plan.batch == 16 * (8 * 8 + 4)  # uint8 pixels and an int32 label
     assert plan.temporary > each  # the gradients, at least
 
@@ -88,7 +86,8 @@ def test_the_state_is_four_numbers_a_parameter_and_a_little(plan):
 def test_the_flops_of_the_network_are_those_counted_by_hand():
     parts = build(tiny_config())
     params = jax.eval_shape(parts.init_params, jax.random.key(0))
-    apply = lambda params, x: parts.apply_fn(params, x, jnp.zeros(16), jnp.zeros(16, jnp.int32))
+    cond = {"label": jnp.zeros(16, jnp.int32)}
+    apply = lambda params, x: parts.apply_fn(params, x, jnp.zeros(16), cond)
     x = jnp.zeros((16, 8, 8, 1))
     forward = flops.count(jax.make_jaxpr(apply)(params, x)).flops
     assert forward == 16 * forward_flops_by_hand()
@@ -150,6 +149,15 @@ def test_accumulation_changes_the_memory_and_not_the_flops(plan):
     assert accumulated.state == plan.state
 
 
+def test_frozen_parameters_have_no_average_and_no_moments(plan):
+    frozen = make_plan(tiny_config(freeze="conv_in"))
+    still = 4 * (9 * C + C)  # of float32 numbers
+    assert frozen.state["frozen"] == still
+    assert frozen.state["EMA"] == frozen.state["parameters"] == plan.state["parameters"] - still
+    assert frozen.state["optimizer"] == plan.state["optimizer"] - 2 * still
+    assert frozen.parameters == parameters_by_hand() - still // 4
+
+
 def test_devices_share_the_batch_and_the_state(plan):
     shared = make_plan(tiny_config(fsdp=2), devices=4)
     assert (shared.images, shared.batch) == (4, plan.batch // 4)
@@ -208,7 +216,7 @@ def test_devices_by_name(name, found):
 )
 def test_an_unknown_device_is_answered_with_the_nearest(name, hint, tmp_path):
     with pytest.raises(UserError) as error:
-        run("plan", "--config", experiment_file(tmp_path), "--device", name)
+        main_run("plan", "--config", experiment_file(tmp_path), "--device", name)
     assert str(error.value).startswith(f"--device has no '{name}'; ")
     assert hint in str(error.value)
     assert "\n" not in str(error.value)
@@ -226,7 +234,7 @@ def test_the_command_writes_nothing_and_needs_no_workdir(tmp_path, capsys, monke
     file = experiment_file(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    run(
+    main_run(
         "plan",
         "--config",
         file,
@@ -249,11 +257,9 @@ def test_the_command_writes_nothing_and_needs_no_workdir(tmp_path, capsys, monke
 
 
 def test_a_run_is_planned_by_its_workdir(tmp_path, capsys):
-    from diffusion_jax.runs.settings import to_json
-
     (tmp_path / "config.json").write_text(to_json(tiny_config()))
-    run("plan", "--workdir", tmp_path)
+    main_run("plan", "--workdir", tmp_path)
     assert "--device says whether that fits: H100, " in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     with pytest.raises(UserError, match="--config is missing"):
-        run("plan", "--device", "H100")
+        main_run("plan", "--device", "H100")

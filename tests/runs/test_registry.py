@@ -10,10 +10,11 @@ from diffusion_jax.core.components import component
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.settings import FREE, TRAINING
 from diffusion_jax.core.types import Schedule, Variance
-from diffusion_jax.runs import registries, registry
+from diffusion_jax.runs import registries, values
 from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import Config, as_values, differences, from_values, leaves, override
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registry import Registry, arguments, bound, make, meanings, settings, use
+from diffusion_jax.runs.settings import as_values, differences, from_values, leaves, override
 
 
 def waves(
@@ -52,7 +53,7 @@ WAVES = Registry("room.waves", {"waves": waves, "waver": waves}, optional=True)
 
 def test_settings_are_the_plain_arguments_with_their_defaults_and_meanings():
     found = settings(WAVES, "waves")
-    assert list(found) == "count height shape sizes ends quick loss variance".split()
+    assert list(found) == ["count", "height", "shape", "sizes", "ends", "quick", "loss", "variance"]
     assert [found[name].kind for name in ("count", "height", "shape", "sizes", "ends")] == [
         int, float, ("sine", "saw"), (int,), (float,),
     ]  # fmt: skip
@@ -128,7 +129,7 @@ def test_whole_numbers_are_numbers():
     ],
 )
 def test_words_of_the_command_line(name, text, value):
-    assert registry.parse(f"room.waves.{name}", settings(WAVES, "waves")[name], text) == value
+    assert values.parse(f"room.waves.{name}", settings(WAVES, "waves")[name], text) == value
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_words_of_the_command_line(name, text, value):
 )
 def test_words_that_stand_for_no_value(name, text, message):
     with pytest.raises(UserError, match=message):
-        registry.parse(f"room.waves.{name}", settings(WAVES, "waves")[name], text)
+        values.parse(f"room.waves.{name}", settings(WAVES, "waves")[name], text)
 
 
 def test_an_unknown_entry_or_argument_is_answered_with_the_nearest():

@@ -9,8 +9,8 @@ from diffusion_jax.commands import train
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.build import build
-from diffusion_jax.runs.config import (
-    Config,
+from diffusion_jax.runs.config import Config, use
+from diffusion_jax.runs.settings import (
     as_values,
     check,
     copy,
@@ -21,7 +21,6 @@ from diffusion_jax.runs.config import (
     other_network,
     override,
     to_json,
-    use,
 )
 
 DIGITS = str(ROOT / "experiments" / "digits.py")
