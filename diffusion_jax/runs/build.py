@@ -121,7 +121,6 @@ def build(config: Config) -> Parts:
 def _build(config: Config) -> Parts:
     data, diffusion, training = config.data, config.diffusion, config.training
     modality = make(data.modality, {})
-    modality.check(tuple(data.shape))
     nouns: dict[Any, Any] = {Declared: declared(config)}
     if any(one.entry not in ("label", "augmentation") for one in config.conditioning):
         nouns[Spec] = source_spec(config, data.train_split)

@@ -8,6 +8,7 @@ from diffusion_jax.codecs import Codec
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import PyTree, Schedule
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.registry import make
 from diffusion_jax.training.profiling import parse_steps
 from diffusion_jax.training.state import split
 
@@ -19,6 +20,10 @@ def check_together(config: Config) -> None:
     conditions = [one.entry for one in config.conditioning]
     if len(data.shape) < 1 or min(data.shape) < 1:
         raise UserError(f"config.data.shape must be sizes of at least 1, not {data.shape}")
+    try:
+        make(data.modality, {}).check(tuple(data.shape))
+    except ValueError as error:
+        raise UserError(f"config.data.shape: {error}") from None
     classes = data.num_classes if "label" in conditions else 0
     if sampling.label >= 0 and not classes:
         raise UserError(f"config.sampling.label={sampling.label}, but this run has no classes")
