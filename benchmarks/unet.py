@@ -29,24 +29,54 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from diffusion_jax.devices import cpu, flops  # noqa: E402
-from diffusion_jax.runs.build import build, make_step  # noqa: E402
-from diffusion_jax.runs.config import Config, Data, Diffusion, Model, Sampling, Training  # noqa: E402
+from diffusion_jax.devices.parallel import Layout  # noqa: E402
+from diffusion_jax.runs.build import Parts, build  # noqa: E402
+from diffusion_jax.runs.config import (  # noqa: E402
+    Config,
+    Data,
+    Diffusion,
+    Sampling,
+    Training,
+    use,
+)
 from diffusion_jax.runs.draw import make_generate  # noqa: E402
+from diffusion_jax.training.step import make_train_step  # noqa: E402
 
 STEPS = 50
 
 
 def get_config(batch: int, dtype: str, clip_norm: float = 0.0) -> Config:
     return Config(
-        data=Data(source="tfds", name="cifar10", shape=(32, 32, 3), num_classes=0),
-        model=Model(
-            channels=64, channel_mult=(1, 2, 2, 2), blocks=2, attention_resolutions=(16, 8), heads=4, scale_shift=True,
-            learned_variance=True, dtype=dtype,
+        data=Data(source=use("tfds", name="cifar10"), shape=(32, 32, 3), num_classes=0),
+        model=use(
+            "unet",
+            channels=64,
+            channel_mult=(1, 2, 2, 2),
+            blocks=2,
+            attention_resolutions=(16, 8),
+            heads=4,
+            scale_shift=True,
+            learned_variance=True,
+            dtype=dtype,
         ),
-        diffusion=Diffusion(schedule="cosine", num_steps=1000, loss="hybrid"),
+        diffusion=Diffusion(schedule=use("cosine", num_steps=1000), loss="hybrid"),
         training=Training(batch_size=batch, clip_norm=clip_norm),
         sampling=Sampling(sampler="ddim", steps=str(STEPS)),
-    )  # fmt: skip
+    )
+
+
+def training_step(config: Config, parts: Parts, layout: Layout | None = None):
+    """The step that `main.py train` takes; without a layout: on one device."""
+    return make_train_step(
+        parts.objective,
+        parts.apply_fn,
+        parts.optimizer,
+        parts.ema,
+        parts.learning_rate,
+        accumulation=config.training.accumulation_steps,
+        unroll=cpu.unroll(),
+        **(layout.options() if layout else {}),
+    )
 
 
 def ours(batch: int, dtype: str) -> tuple[dict, float]:
@@ -63,7 +93,7 @@ def ours(batch: int, dtype: str) -> tuple[dict, float]:
     state = parts.init_state(key)
     print("the first training step", end="", flush=True)
     started = time.perf_counter()
-    step = jax.jit(make_step(config, parts), donate_argnums=0)
+    step = jax.jit(training_step(config, parts), donate_argnums=0)
     state, _ = jax.block_until_ready(step(state, key, images))  # which compiles it
     print(f": {time.perf_counter() - started:.1f} s, with tracing and compiling")
     network = lambda params, x, t: parts.apply_fn(params, x, t, None)

@@ -43,6 +43,14 @@ def tiny_config(**training) -> Config:
     )
 
 
+def mlp_config(**training) -> Config:
+    """The tiny run with a perceptron, whose step compiles in a moment, where the network is of no
+    matter."""
+    config = tiny_config(**training)
+    config.model = use("mlp", width=16, depth=1)
+    return config
+
+
 TINY_FILE = """
 import sys
 sys.path.insert(0, {tests!r})

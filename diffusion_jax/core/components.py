@@ -87,6 +87,9 @@ def _text(value: Any) -> str:
     """An argument as in a call: an array by its type and shape, a function by its name."""
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple) and hasattr(value, "_fields") and not is_component(value):
+        parts = ", ".join(map(_text, value))
+        return f"{type(value).__name__}({parts})"
     return value.__qualname__ if isinstance(value, types.FunctionType) else repr(value)
 
 

@@ -29,9 +29,15 @@ class TrainedRun(NamedTuple):
 
 
 def check_same(config: Config, workdir: pathlib.Path, only: str) -> None:
-    """Raises UserError, which says what the command takes `only`, where a config is not the
-    run's."""
-    changed = differences(load(workdir / "config.json"), config)
+    """Raises UserError, which says what the command takes `only`, where a config is not the run's.
+
+    A range of the data that the config leaves open becomes that of the run, which training took
+    from them."""
+    stored = load(workdir / "config.json")
+    mine, theirs = (one.data.source for one in (config, stored))
+    if mine.entry == theirs.entry and theirs.values().get("range") and not mine.range:
+        mine.range = theirs.range
+    changed = differences(stored, config)
     if changed:
         raise UserError(f"{only}, not {'; '.join(changed)}")
 

@@ -16,6 +16,7 @@ from tiny import (
     environment,
     experiment_file,
     final_state,
+    mlp_config,
     pixels,
     run_command,
     tiny_config,
@@ -140,7 +141,7 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_fro
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
-    config = tiny_config(
+    config = mlp_config(
         learning_rate=1e30, warmup_steps=0, clip_norm=0.0, checkpoint_every=1, eval_every=0
     )
     with pytest.raises(
@@ -164,7 +165,7 @@ def test_training_drops_labels_and_the_held_out_loss_keeps_them(tmp_path, monkey
 
         return parts._replace(objective=parts.objective._replace(loss=loss))
 
-    config = tiny_config(num_steps=1, checkpoint_every=1)
+    config = mlp_config(num_steps=1, checkpoint_every=1)
     config.conditioning = use("label", dropout=0.5)
     monkeypatch.setattr(train, "build", told)
     run, state = train.begin(config, tmp_path / "run")
@@ -188,9 +189,9 @@ def test_several_steps_a_call_give_the_same_curve(undisturbed, tmp_path):
 
 
 def test_steps_per_call_must_divide_the_step_that_a_run_goes_on_from(tmp_path):
-    train.train(tiny_config(num_steps=3, eval_every=0), tmp_path / "run")
+    train.train(mlp_config(num_steps=3, eval_every=0), tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_text()
-    config = tiny_config(num_steps=8, eval_every=0, steps_per_call=2, log_every=2)
+    config = mlp_config(num_steps=8, eval_every=0, steps_per_call=2, log_every=2)
     with pytest.raises(
         UserError, match="goes on at step 3, which is no multiple of training.steps_per_call=2"
     ):
@@ -199,13 +200,13 @@ def test_steps_per_call_must_divide_the_step_that_a_run_goes_on_from(tmp_path):
 
 
 def test_steps_per_call_must_divide_the_step_of_the_last_whole_checkpoint(tmp_path):
-    train.train(tiny_config(num_steps=4, eval_every=0, checkpoint_every=1), tmp_path / "run")
+    train.train(mlp_config(num_steps=4, eval_every=0, checkpoint_every=1), tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "4" / "sha256.json").write_text("{")
     with pytest.raises(
         UserError, match="goes on at step 3, which is no multiple of training.steps_per_call=2"
     ):
         train.train(
-            tiny_config(num_steps=8, eval_every=0, steps_per_call=2, log_every=2), tmp_path / "run"
+            mlp_config(num_steps=8, eval_every=0, steps_per_call=2, log_every=2), tmp_path / "run"
         )
 
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import mlp_config
 
 from diffusion_jax.commands import train
 from diffusion_jax.training.logging import read_metrics
@@ -13,7 +13,7 @@ from diffusion_jax.training.logging import read_metrics
 def test_images_a_second_are_those_of_the_steps_alone(tmp_path, monkeypatch, waits):
     """By a clock of its own: a step takes 2 s, the first 60 s more, a held-out loss 100 s. The host
     takes part or does not."""
-    config = tiny_config(eval_every=4, checkpoint_every=8, log_every=2)
+    config = mlp_config(eval_every=4, checkpoint_every=8, log_every=2)
     run, state = train.begin(config, tmp_path / "run")
     now, ready = [0.0], [0.0]  # of the host; when the device will have done what it has to
 
@@ -70,7 +70,7 @@ def test_the_host_waits_for_nothing_but_the_metrics_of_the_step_before(tmp_path,
     """Every array of the device that the host reads, by any way, goes through `ArrayImpl._value`,
     and every wait through block_until_ready: between the first and the last dispatch there must be
     neither, besides the metrics of the step before."""
-    run, state = train.begin(tiny_config(eval_every=0, checkpoint_every=8), tmp_path / "run")
+    run, state = train.begin(mlp_config(eval_every=0, checkpoint_every=8), tmp_path / "run")
     events, names = (
         [],
         {name: np.ones(1, np.float32) for name in ("loss", "grad_norm", "learning_rate")},

@@ -139,7 +139,7 @@ def test_what_a_sample_is_told():
     np.testing.assert_array_equal(labels(config, index), [3, 1, 7])
     config.sampling.label = 4
     np.testing.assert_array_equal(make_asked(config, parts)(index)["label"], [4, 4, 4])
-    config.conditioning = ()
+    config.conditioning, config.sampling.label = (), -1
     assert classes(config) == 0
     assert make_asked(config, build(config))(index) == {}
 
