@@ -53,7 +53,9 @@ PAGES = [
     ROOT / "Makefile",
 ]
 FLAG = re.compile(r"--config\.([\w.]*\w)")
-COMMAND = re.compile(r"^(?:Command:)? *(?:\$ |\S+=\S+ )*[\w./]*python (main\.py.*?[^\\])$", re.M | re.S)
+COMMAND = re.compile(
+    r"^(?:Command:)? *(?:\$ |\S+=\S+ )*[\w./]*python (main\.py.*?[^\\])$", re.M | re.S
+)
 WRONG = re.compile(r"\$ python (main\.py [^\n]*)\n    error: ([^\n]*)")
 FILE = re.compile(r"`((?:benchmarks|diffusion_jax|docs|experiments|launch|tests)/[\w/.]+)`")
 

@@ -216,7 +216,9 @@ def test_a_profile_of_some_steps_changes_no_number(undisturbed, tmp_path):
     )  # ends within the profiled steps
     assert len(traces(tmp_path / "run")) == 1
     assert not traces(undisturbed[1])
-    train.train(tiny_config(profile_steps="3:5"), tmp_path / "run")  # goes on within them, at step 5
+    train.train(
+        tiny_config(profile_steps="3:5"), tmp_path / "run"
+    )  # goes on within them, at step 5
     assert len(traces(tmp_path / "run")) == 2
     assert_same_run(undisturbed, tmp_path / "run")
     assert (tmp_path / "run" / "log.txt").read_text().count(

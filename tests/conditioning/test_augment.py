@@ -384,9 +384,7 @@ def test_the_layer_is_not_lost_in_others_formats_nor_in_autoguidance(trained, tm
     assert not list(tmp_path.iterdir())
     parts = build(augmented())
     with pytest.raises(UserError, match=refused):
-        to_torch_names(
-            jax.eval_shape(parts.init_params, jax.random.key(0)), parts.apply_fn.module
-        )
+        to_torch_names(jax.eval_shape(parts.init_params, jax.random.key(0)), parts.apply_fn.module)
 
     config = augmented(0.1)  # the same layer
     config.sampling.guidance = 1.0

@@ -311,7 +311,8 @@ def test_where_the_weights_are_found(tmp_path, monkeypatch):
     assert inception_files.find(told) == told
     for missing in (tmp_path / "none.npz", tmp_path):
         with pytest.raises(
-            UserError, match=f"no file {missing} .*{inception_files.VARIABLE}.*{inception_files.FILE}.*NPZ"
+            UserError,
+            match=f"no file {missing} .*{inception_files.VARIABLE}.*{inception_files.FILE}.*NPZ",
         ):
             inception_files.find(missing)
 

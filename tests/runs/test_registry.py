@@ -76,7 +76,9 @@ def test_nouns_are_given_by_type_and_settings_by_the_config():
     assert asked[-1] == "fixed_small"  # a config comes before the run
     assert make(bound(WAVES, "waves"), {Schedule: schedule})[-1] == "fixed_small"
     assert make(bound(WAVES, "none"), {}) is None
-    with pytest.raises(UserError, match="room.waves: waves needs schedule, which this run does not"):
+    with pytest.raises(
+        UserError, match="room.waves: waves needs schedule, which this run does not"
+    ):
         make(bound(WAVES, "waves"), {})
 
 
@@ -195,7 +197,9 @@ def test_every_setting_of_every_entry_has_a_meaning_and_a_default(path):
             assert meanings(factory).keys() <= known, f"{path}={name}: Args: names no argument"
             for argument in arguments(factory)[own.positional :]:
                 given = argument.setting is not None and not argument.setting.own
-                assert not (given and argument.required), f"{path}={name}.{argument.name}: a default"
+                assert not (given and argument.required), (
+                    f"{path}={name}.{argument.name}: a default"
+                )
 
 
 @pytest.mark.parametrize("path", registries.REGISTRIES)
@@ -232,7 +236,9 @@ def test_a_new_entrys_arguments_are_settings_the_moment_it_exists(monkeypatch):
     other = from_values(as_values(config))
     other.diffusion.schedule.rough, other.diffusion.schedule.power = True, 4.0
     assert differences(config, other) == ["diffusion.schedule.power: 3.0 -> 4.0"]
-    with pytest.raises(UserError, match="^config.diffusion.schedule: power must be above 0, not -1"):
+    with pytest.raises(
+        UserError, match="^config.diffusion.schedule: power must be above 0, not -1"
+    ):
         override(config, {"diffusion.schedule.power": "-1"})
         build(config)
     with pytest.raises(UserError, match="steep has no argument 'powr'; did you mean 'power'?"):

@@ -141,7 +141,9 @@ def test_conditions_in_python():
     assert Config(conditioning=()).conditioning != Config().conditioning
     with pytest.raises(UserError, match="config.conditioning names an entry twice"):
         Config(conditioning=["label", "label"])
-    with pytest.raises(UserError, match="config.conditioning has no 'lable'; did you mean 'label'?"):
+    with pytest.raises(
+        UserError, match="config.conditioning has no 'lable'; did you mean 'label'?"
+    ):
         Config(conditioning=["lable"])
     with pytest.raises(UserError, match="conditioning=label,augmentation"):
         Config().conditioning.augmentation.probability = 0.5

@@ -75,9 +75,7 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch():
 def test_a_batch_that_cannot_be_cut_into_the_parts_is_refused():
     state = init_state({"p": jnp.float32(3.0)}, optax.sgd(0.1))
     with pytest.raises(ValueError, match="not divisible into 3"):
-        step_of(OF_X, optax.sgd(0.1), accumulation=3)(
-            state, jax.random.key(0), {"x": jnp.ones(4)}
-        )
+        step_of(OF_X, optax.sgd(0.1), accumulation=3)(state, jax.random.key(0), {"x": jnp.ones(4)})
 
 
 def quartiles(logsnr, losses):
