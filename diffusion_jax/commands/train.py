@@ -102,8 +102,8 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
         pending, pauses = None, True
         while step < settings.num_steps:
             # Between pictures and checkpoints the host waits for one thing, the metrics of the step
-            # before, while an accelerator has this one to do (test_train_waits.py counts). A CPU tuned by
-            # `cpu.tune` has done it by then.
+            # before, while an accelerator has this one to do (test_train_waits.py counts). A CPU
+            # tuned by `cpu.tune` has done it by then.
             if pauses:
                 run.log.restart_clock(step)
             with profile.begin(step, settings.steps_per_call):
