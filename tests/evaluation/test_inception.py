@@ -288,7 +288,7 @@ def test_a_torchscript_file_runs_no_code(tmp_path):
 )
 def test_a_tensor_outside_its_storage(offset, shape, strides):
     with pytest.raises(pickle.UnpicklingError, match="outside"):
-        inception._tensor(np.zeros(5, "<f4"), offset, shape, strides)
+        inception_files._tensor(np.zeros(5, "<f4"), offset, shape, strides)
 
 
 @pytest.mark.parametrize("name", ["damaged.npz", "damaged.pth", "damaged.bin"])
