@@ -5,6 +5,7 @@ registry, --config.diffusion.schedule=edm, has that entry's arguments beneath it
 --config.diffusion.schedule.sigma_max=40. `python main.py list` prints them all.
 """
 
+import os
 import sys
 
 from diffusion_jax.core.errors import Interrupted, UserError
@@ -35,6 +36,9 @@ def main() -> int:
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
         return getattr(stop, "status", 130)
+    except BrokenPipeError:  # as of `main.py list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

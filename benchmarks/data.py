@@ -27,11 +27,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from diffusion_jax.core.errors import UserError  # noqa: E402
 from diffusion_jax.data import pipeline, sources  # noqa: E402
-from diffusion_jax.devices.parallel import AXIS, layout, make_take_steps, place  # noqa: E402
+from diffusion_jax.data.spec import Declared  # noqa: E402
+from diffusion_jax.devices.parallel import layout, make_take_steps, place  # noqa: E402
 from diffusion_jax.modalities import pictures  # noqa: E402
 from diffusion_jax.runs.build import build  # noqa: E402
-from diffusion_jax.training.state import warmed_up_ema  # noqa: E402
-from diffusion_jax.training.step import make_loss_fn, make_train_step  # noqa: E402
+from diffusion_jax.training.step import make_train_step  # noqa: E402
 from experiments.cosine import get_config  # noqa: E402
 
 SHAPE, BATCH, LEAST = (32, 32, 3), 128, 10
@@ -58,8 +58,8 @@ def make_sources(folder: pathlib.Path, count: int) -> dict:
         )
     for i, image in enumerate(images):
         pictures.save(folder / f"{i:05d}.png", image)
-    made["folder"] = sources.folder("all", str(folder), SHAPE)
-    made["folder, cached"] = sources.folder("all", str(folder), SHAPE, cache=True)
+    made["folder"] = sources.folder("all", Declared(SHAPE), str(folder))
+    made["folder, cached"] = sources.folder("all", Declared(SHAPE), str(folder), cache=True)
     made["arrays"] = sources.Arrays(images, np.zeros(count, np.int32))
     return made
 
@@ -68,17 +68,12 @@ def training(batch_size: int):
     """() -> images a second of one step of training the model of experiments/cosine.py, compiled
     already."""
     config = get_config()
-    parts = build(config)
+    parts, lay = build(config), layout()
     step = make_train_step(
-        make_loss_fn(parts.apply_fn, parts.schedule, parts.loss),
-        parts.optimizer,
-        warmed_up_ema(config.training.ema_decay),
-        parts.timesteps,
-        (parts.schedule.t_min, parts.schedule.t_max),
-        axis_name=AXIS,
+        parts.objective, parts.apply_fn, parts.optimizer, parts.ema, **lay.options()
     )
     take_step, state = (
-        make_take_steps(layout(), step, None),
+        make_take_steps(lay, step, None),
         place(parts.init_state(jax.random.key(0))),
     )
     batch = {
@@ -145,13 +140,15 @@ def main() -> int:
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     span = f"{min(steps):.2f} ... {max(steps):.2f}"
     print(
-        f"training       {needed:8.2f} images/s, {span}, batch {options.train_batch}, {device}, {os.cpu_count()} cores"
+        f"training       {needed:8.2f} images/s, {span}, batch {options.train_batch}, {device}, "
+        f"{os.cpu_count()} cores"
     )
     slow = []
     for name, measured in rates.items():
         rate = statistics.median(measured)
         print(
-            f"{name:14} {rate:8.0f} images/s, {min(measured):.0f} ... {max(measured):.0f}, {rate / needed:.0f} times training"
+            f"{name:14} {rate:8.0f} images/s, {min(measured):.0f} ... {max(measured):.0f}, "
+            f"{rate / needed:.0f} times training"
         )
         slow += [name] if rate < LEAST * needed else []
     if slow:

@@ -1,6 +1,7 @@
 """What Improved DDPM's three ideas do for the likelihood of the digits, over several seeds.
 
-Command:   python benchmarks/digits_likelihood.py [--workdir runs/likelihood] [--seeds 3] [--steps 500]
+Command:   python benchmarks/digits_likelihood.py [--workdir runs/likelihood] [--seeds 3]
+           [--steps 500]
 
 Trains the digits with linear and cosine schedules, L_simple with a fixed variance, L_hybrid and
 L_vlb with a learned one, and prints the held-out bits/dim (all terms of T = 200, the 180 test
@@ -18,11 +19,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from diffusion_jax.commands.figures import gradient_noise  # noqa: E402
 from diffusion_jax.commands.nll import nll  # noqa: E402
-from diffusion_jax.commands.sample import restore_params  # noqa: E402
 from diffusion_jax.commands.train import train  # noqa: E402
 from diffusion_jax.data.sources import digits  # noqa: E402
 from diffusion_jax.runs import config as configs  # noqa: E402
 from diffusion_jax.runs.build import build  # noqa: E402
+from diffusion_jax.runs.open import restore_params  # noqa: E402
+from diffusion_jax.runs.settings import load  # noqa: E402
 
 RUNS = {  # name -> (schedule, loss, variance, distribution of t)
     "linear, L_simple, fixed small": ("linear", "denoising", False, "uniform"),
@@ -36,13 +38,13 @@ RUNS = {  # name -> (schedule, loss, variance, distribution of t)
 
 def config_of(name: str, seed: int, steps: int) -> configs.Config:
     schedule, loss, learned, timesteps = RUNS[name]
-    config = configs.load(ROOT / "experiments" / "digits.py")
+    config = load(ROOT / "experiments" / "digits.py")
     config.seed = seed
     config.model.learned_variance = learned
     config.diffusion = configs.Diffusion(
-        schedule=schedule, num_steps=200, loss=loss, timesteps=timesteps
+        schedule=configs.use(schedule, num_steps=200), loss=loss, timesteps=timesteps
     )
-    config.training.label_dropout = 0.0
+    config.conditioning.label.dropout = 0.0
     config.training.num_steps = config.training.checkpoint_every = steps
     config.training.eval_every = config.training.sample_every = 0
     config.sampling.steps, config.sampling.num = "20", 10

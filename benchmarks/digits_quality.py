@@ -1,6 +1,7 @@
 """How good the samples of the digits run are, by a classifier trained on the real digits.
 
-Command:   python benchmarks/digits_quality.py [--workdir runs/digits] [--num 1000] [--sampler dpmpp_2m --grid logsnr ...]
+Command:   python benchmarks/digits_quality.py [--workdir runs/digits] [--num 1000]
+           [--sampler dpmpp_2m --grid logsnr ...]
            python benchmarks/digits_quality.py --edits runs/digits/edits/.../edits.npz
 
 Prints the accuracy of an SVM (RBF kernel, trained on the 1,617 real training digits) on the 180
@@ -17,12 +18,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from diffusion_jax.commands.sample import draw, restore_params  # noqa: E402
 from diffusion_jax.data.sources import digits  # noqa: E402
-from diffusion_jax.modalities.pictures import to_uint8  # noqa: E402
-from diffusion_jax.runs import config as configs  # noqa: E402
 from diffusion_jax.runs.build import build  # noqa: E402
-from diffusion_jax.runs.draw import make_generate  # noqa: E402
+from diffusion_jax.runs.draw import draw, make_generate  # noqa: E402
+from diffusion_jax.runs.folders import decoded  # noqa: E402
+from diffusion_jax.runs.open import restore_params  # noqa: E402
+from diffusion_jax.runs.settings import load  # noqa: E402
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -63,21 +64,22 @@ def main() -> int:
     options = parser.parse_args()
     if options.edits:
         return edits(options.edits)
-    config = configs.load(options.workdir / "config.json")
+    config = load(options.workdir / "config.json")
     config.sampling.steps = options.steps or config.sampling.steps
     config.sampling.sampler = options.sampler or config.sampling.sampler
     config.sampling.grid = options.grid or config.sampling.grid
     config.sampling.guidance = options.guidance
     parts = build(config)
     params, step = restore_params(config, parts, options.workdir, config.sampling.ema)
-    samples = to_uint8(
+    samples = decoded(
+        parts,
         draw(
             make_generate(config, parts),
             params,
             options.num,
             config.sampling.batch_size,
             progress=True,
-        )
+        ),
     )
     asked = np.arange(options.num) % 10
 
@@ -90,7 +92,8 @@ def main() -> int:
     distance = lambda images: np.median(neighbours.kneighbors(flat(images))[0])
 
     sampling = config.sampling
-    how = f"{sampling.sampler} {sampling.grid} {sampling.steps}, guidance {sampling.guidance:g}, seed {sampling.seed}"
+    how = f"{sampling.sampler.entry} {sampling.grid.entry} {sampling.steps}, "
+    how += f"guidance {sampling.guidance:g}, seed {sampling.seed}"
     print(f"{options.num} samples of step {step}, {how}")
     print(f"real held-out digits recognised   {real:8.1%}   (at least 98 %)")
     print(f"samples recognised as asked       {drawn:8.1%}   (at least 95 %)")
@@ -98,7 +101,8 @@ def main() -> int:
     print(f"difference of the pixel deviation {std:8.2%}   of the range (at most 3 %)")
     near, usual = distance(samples), distance(test.images)
     print(
-        f"median distance to the nearest training image: samples {near:.2f}, held-out digits {usual:.2f}"
+        f"median distance to the nearest training image: samples {near:.2f}, held-out digits "
+        f"{usual:.2f}"
     )
     return 0 if real >= 0.98 and drawn >= 0.95 and mean <= 0.03 and std <= 0.03 else 1
 

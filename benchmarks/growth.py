@@ -10,7 +10,6 @@ over the other, and the memory that XLA gives the step's arrays in between; for 
 time of a whole chain."""
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import statistics
@@ -21,10 +20,10 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from unet import get_config, times  # noqa: E402
+from unet import get_config, times, training_step  # noqa: E402
 
 from diffusion_jax.devices import cpu, flops  # noqa: E402
-from diffusion_jax.runs.build import build, make_step  # noqa: E402
+from diffusion_jax.runs.build import build  # noqa: E402
 from diffusion_jax.runs.draw import make_generate  # noqa: E402
 
 START = {"batch": 16, "resolution": 16, "channels": 32}
@@ -34,12 +33,9 @@ CHAINS = (10, 25, 50)
 
 def config_of(batch: int, resolution: int, channels: int, steps: int = 50):
     config = get_config(batch, "float32")
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, shape=(resolution, resolution, 3)),
-        model=dataclasses.replace(config.model, channels=channels),
-        sampling=dataclasses.replace(config.sampling, steps=str(steps)),
-    )
+    config.data.shape = (resolution, resolution, 3)
+    config.model.channels, config.sampling.steps = channels, str(steps)
+    return config
 
 
 def training(setting: dict, seconds: float) -> dict:
@@ -49,7 +45,7 @@ def training(setting: dict, seconds: float) -> dict:
         parts.init_state(key),
         {"image": np.zeros((setting["batch"], size, size, 3), np.uint8)},
     )
-    traced = jax.jit(make_step(config, parts), donate_argnums=0).trace(state, key, images)
+    traced = jax.jit(training_step(config, parts), donate_argnums=0).trace(state, key, images)
     count, step = flops.count(traced.jaxpr).flops, traced.lower().compile()
     held = [state]
 
@@ -81,7 +77,8 @@ def main() -> int:
     cpu.tune()
     report: dict = {"start": START, "training": [], "chains": {}}
     print(
-        f"{'batch':>8}{'resolution':>12}{'channels':>10}{'GFLOP':>10}{'step, s':>10}{'GFLOP/s':>10}{'MB':>10}"
+        f"{'batch':>8}{'resolution':>12}{'channels':>10}{'GFLOP':>10}{'step, s':>10}"
+        f"{'GFLOP/s':>10}{'MB':>10}"
     )
     settings = [
         START,

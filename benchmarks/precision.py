@@ -14,7 +14,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from diffusion_jax.commands import train as loop  # noqa: E402
-from diffusion_jax.runs import config as configs  # noqa: E402
+from diffusion_jax.runs.settings import load  # noqa: E402
 from diffusion_jax.training import logging  # noqa: E402
 
 EXPERIMENT = pathlib.Path(__file__).resolve().parents[1] / "experiments" / "digits.py"
@@ -23,7 +23,7 @@ BAND = 0.002  # about ten times the largest of seeds 0, 1 and 2
 
 def held_out_loss(dtype: str, seed: int, steps: int) -> float:
     """Of the averaged parameters after so many steps of the digits' experiment."""
-    config = configs.load(EXPERIMENT)
+    config = load(EXPERIMENT)
     config.seed, config.model.dtype = seed, dtype
     training = config.training
     training.num_steps = training.eval_every = training.checkpoint_every = steps

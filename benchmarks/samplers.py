@@ -29,16 +29,17 @@ sys.path.insert(0, str(ROOT))
 from digits_quality import classifier, flat  # noqa: E402
 
 from diffusion_jax import samplers  # noqa: E402
-from diffusion_jax.commands.sample import draw, restore_params  # noqa: E402
 from diffusion_jax.core import grids, schedules  # noqa: E402
 from diffusion_jax.core.mixtures import Mixture  # noqa: E402
 from diffusion_jax.core.noise import example_keys, initial_noise  # noqa: E402
 from diffusion_jax.data.sources import digits  # noqa: E402
 from diffusion_jax.evaluation import frechet  # noqa: E402
-from diffusion_jax.modalities.pictures import to_uint8  # noqa: E402
 from diffusion_jax.runs import config as configs  # noqa: E402
 from diffusion_jax.runs.build import build  # noqa: E402
-from diffusion_jax.runs.draw import make_generate  # noqa: E402
+from diffusion_jax.runs.draw import draw, make_generate  # noqa: E402
+from diffusion_jax.runs.folders import decoded  # noqa: E402
+from diffusion_jax.runs.open import restore_params  # noqa: E402
+from diffusion_jax.runs.settings import load  # noqa: E402
 
 CALLS = {
     "heun": 2,
@@ -183,17 +184,17 @@ class Judge:
 def trained_digits(names: list[str], workdir: pathlib.Path, num: int) -> dict:
     """{"sampler grid": {calls: {accuracy, frechet}}} of class-conditional samples of a digits
     run."""
-    config, judge = configs.load(workdir / "config.json"), Judge()
+    config, judge = load(workdir / "config.json"), Judge()
     sampling = config.sampling
     params = restore_params(config, build(config), workdir, ema=True)[0]
 
-    def measure(name: str, grid: str, steps: str, count: bool = False) -> tuple[int, dict]:
-        sampling.sampler, sampling.grid, sampling.steps = name, grid, steps
+    def measure(sampler, grid: str, steps: str, count: bool = False) -> tuple[int, dict]:
+        sampling.sampler, sampling.grid, sampling.steps = sampler, grid, steps
         parts, calls = build(config), []
         if count:
             apply_fn, calls = counted(parts.apply_fn)
             parts = parts._replace(apply_fn=apply_fn)
-        images = to_uint8(draw(make_generate(config, parts), params, num, BATCH))
+        images = decoded(parts, draw(make_generate(config, parts), params, num, BATCH))
         jax.effects_barrier()
         return len(calls) * BATCH // num, judge(images)
 
@@ -214,10 +215,10 @@ def trained_digits(names: list[str], workdir: pathlib.Path, num: int) -> dict:
                     measured[budget] = measure(name, grid, str(levels(name, budget)))[1]
             print(f"digits  {name:20} {grid:8} {json.dumps(measured)}", flush=True)
     results["adaptive_ode"] = adaptive_results = {}
-    ends = f"0,{config.diffusion.num_steps - 1}"
+    ends = f"0,{config.diffusion.schedule.num_steps - 1}"
     for tolerance in (1e-1, 1e-2, 1e-3):
-        sampling.ode_tolerance = tolerance
-        calls, result = measure("adaptive_ode", "explicit", ends, count=True)
+        sampler = configs.use("adaptive_ode", rtol=tolerance, atol=tolerance)
+        calls, result = measure(sampler, "explicit", ends, count=True)
         adaptive_results[calls] = result
     print(f"digits  adaptive_ode {json.dumps(adaptive_results)}", flush=True)
     return results

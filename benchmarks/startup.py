@@ -50,10 +50,10 @@ def start() -> dict:
         cpu,
         parallel,  # noqa: F401
     )
-    from diffusion_jax.runs.build import build, make_step
+    from diffusion_jax.runs.build import build
 
     mark()
-    from unet import get_config
+    from unet import get_config, training_step
 
     cpu.tune()
     config = get_config(32, "float32", clip_norm=1.0)  # as experiments have it
@@ -62,7 +62,7 @@ def start() -> dict:
     where = layout.state(jax.eval_shape(parts.init_state, init_key))
     state = jax.block_until_ready(parallel.initial(parts.init_state, init_key, where))
     mark()
-    take_steps = parallel.make_take_steps(layout, make_step(config, parts, layout), where)
+    take_steps = parallel.make_take_steps(layout, training_step(config, parts, layout), where)
     batch = {"image": np.zeros((1, 32, 32, 32, 3), np.uint8)}
     compiling = []
 

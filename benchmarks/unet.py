@@ -1,7 +1,8 @@
 """The speed of the Improved DDPM U-Net, beside diffusers' `UNet2DModel` in PyTorch, set to the same
 layers.
 
-Command:   python benchmarks/unet.py [--seconds 4] [--rounds 5] [--json FILE]    (needs `pip install -e .[benchmark]`)
+Command:   python benchmarks/unet.py [--seconds 4] [--rounds 5] [--json FILE]
+           (needs `pip install -e .[benchmark]`)
 Hardware:  any; ten minutes on two cores with --rounds 3 --seconds 3
 
 A training step (ours with L_hybrid and a run's metrics, PyTorch's with the mean squared error and
@@ -29,24 +30,54 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from diffusion_jax.devices import cpu, flops  # noqa: E402
-from diffusion_jax.runs.build import build, make_step  # noqa: E402
-from diffusion_jax.runs.config import Config, Data, Diffusion, Model, Sampling, Training  # noqa: E402
+from diffusion_jax.devices.parallel import Layout  # noqa: E402
+from diffusion_jax.runs.build import Parts, build  # noqa: E402
+from diffusion_jax.runs.config import (  # noqa: E402
+    Config,
+    Data,
+    Diffusion,
+    Sampling,
+    Training,
+    use,
+)
 from diffusion_jax.runs.draw import make_generate  # noqa: E402
+from diffusion_jax.training.step import make_train_step  # noqa: E402
 
 STEPS = 50
 
 
 def get_config(batch: int, dtype: str, clip_norm: float = 0.0) -> Config:
     return Config(
-        data=Data(source="tfds", name="cifar10", shape=(32, 32, 3), num_classes=0),
-        model=Model(
-            channels=64, channel_mult=(1, 2, 2, 2), blocks=2, attention_resolutions=(16, 8), heads=4, scale_shift=True,
-            learned_variance=True, dtype=dtype,
+        data=Data(source=use("tfds", name="cifar10"), shape=(32, 32, 3), num_classes=0),
+        model=use(
+            "unet",
+            channels=64,
+            channel_mult=(1, 2, 2, 2),
+            blocks=2,
+            attention_resolutions=(16, 8),
+            heads=4,
+            scale_shift=True,
+            learned_variance=True,
+            dtype=dtype,
         ),
-        diffusion=Diffusion(schedule="cosine", num_steps=1000, loss="hybrid"),
+        diffusion=Diffusion(schedule=use("cosine", num_steps=1000), loss="hybrid"),
         training=Training(batch_size=batch, clip_norm=clip_norm),
         sampling=Sampling(sampler="ddim", steps=str(STEPS)),
-    )  # fmt: skip
+    )
+
+
+def training_step(config: Config, parts: Parts, layout: Layout | None = None):
+    """The step that `main.py train` takes; without a layout: on one device."""
+    return make_train_step(
+        parts.objective,
+        parts.apply_fn,
+        parts.optimizer,
+        parts.ema,
+        parts.learning_rate,
+        accumulation=config.training.accumulation_steps,
+        unroll=cpu.unroll(),
+        **(layout.options() if layout else {}),
+    )
 
 
 def ours(batch: int, dtype: str) -> tuple[dict, float]:
@@ -63,7 +94,7 @@ def ours(batch: int, dtype: str) -> tuple[dict, float]:
     state = parts.init_state(key)
     print("the first training step", end="", flush=True)
     started = time.perf_counter()
-    step = jax.jit(make_step(config, parts), donate_argnums=0)
+    step = jax.jit(training_step(config, parts), donate_argnums=0)
     state, _ = jax.block_until_ready(step(state, key, images))  # which compiles it
     print(f": {time.perf_counter() - started:.1f} s, with tracing and compiling")
     network = lambda params, x, t: parts.apply_fn(params, x, t, None)
@@ -89,12 +120,18 @@ def pytorch(batch: int, dtype: str, channels_last: bool) -> tuple[dict, float]:
     torch, diffusers = importlib.import_module("torch"), importlib.import_module("diffusers")
     counting = importlib.import_module("torch.utils.flop_counter")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    down, attention = "DownBlock2D", "AttnDownBlock2D"
+    levels = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "DownBlock2D")
     model = diffusers.UNet2DModel(
-        sample_size=32, in_channels=3, out_channels=6, layers_per_block=2, block_out_channels=(64, 128, 128, 128),
-        down_block_types=(down, attention, attention, down), attention_head_dim=32, resnet_time_scale_shift="scale_shift",
-        up_block_types=tuple(kind.replace("Down", "Up") for kind in (down, attention, attention, down)),
-    ).to(device)  # fmt: skip
+        sample_size=32,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=2,
+        block_out_channels=(64, 128, 128, 128),
+        down_block_types=levels,
+        up_block_types=tuple(kind.replace("Down", "Up") for kind in levels),
+        attention_head_dim=32,
+        resnet_time_scale_shift="scale_shift",
+    ).to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
     x = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=layout)
@@ -223,7 +260,8 @@ def main() -> int:
         for name, median in medians.items():
             fraction = counts[work] * candidates["PyTorch"][1] / limit / median
             print(
-                f"    {name:24} {median:7.3f} s   {fraction:4.0%} of the limit, {len(by_name[name])} runs"
+                f"    {name:24} {median:7.3f} s   {fraction:4.0%} of the limit, "
+                f"{len(by_name[name])} runs"
             )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")

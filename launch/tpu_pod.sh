@@ -19,4 +19,4 @@ everywhere "set -e
   mkdir -p ~/bucket && (mountpoint -q ~/bucket || gcsfuse --implicit-dirs --rename-dir-limit=100000 --stat-cache-ttl=0 \
     --type-cache-ttl=0 '$BUCKET' ~/bucket)"
 everywhere "cd diffusion_jax && .venv/bin/python main.py --workdir ~/bucket/runs/\$(basename '$CONFIG' .py) --config '$CONFIG' \
-  --config.data.folder=\$HOME/bucket/tensorflow_datasets"
+  --config.data.source.folder=\$HOME/bucket/tensorflow_datasets"

@@ -8,15 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-sys.path.insert(0, sys.argv[1])
-from diffusion_jax.codecs import pixels  # noqa: E402
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+from problems import problem  # noqa: E402
+
 from diffusion_jax.conditioning import label  # noqa: E402
 from diffusion_jax.core import predictions, schedules, timesteps  # noqa: E402
 from diffusion_jax.core.errors import UserError  # noqa: E402
 from diffusion_jax.data.spec import Declared  # noqa: E402
-from diffusion_jax.devices import parallel  # noqa: E402
-from diffusion_jax.devices.parallel import layout, make_take_steps, map_examples, place  # noqa: E402
-from diffusion_jax.objectives import Problem, denoising  # noqa: E402
+from diffusion_jax.devices.parallel import (  # noqa: E402
+    AXIS,
+    check_batch,
+    layout,
+    make_take_steps,
+    map_examples,
+    place,
+)
+from diffusion_jax.objectives import denoising  # noqa: E402
 from diffusion_jax.training.state import init_state, warmed_up_ema  # noqa: E402
 from diffusion_jax.training.step import make_train_step  # noqa: E402
 
@@ -40,19 +47,18 @@ def apply_fn(params, x, t, cond, dropout_key=None):
     return jax.lax.conv(h, params["out"], (1, 1), "SAME").transpose(0, 2, 3, 1)
 
 
-declared = Declared((4, 4, 1), 10)
 objective = denoising(
-    Problem(schedule, predictions.v(), distribution, pixels(declared), label(declared, 0.5))
+    problem(
+        schedule=schedule,
+        distribution=distribution,
+        parameterization=predictions.v(),
+        conditioner=label(Declared((4, 4, 1), 10), 0.5),
+    )
 )
 
 
 def make(**options):
     return make_train_step(objective, apply_fn, optimizer, warmed_up_ema(0.99), **options)
-
-
-def begin():
-    aux = objective.init(jax.random.key(0), params)
-    return init_state(fresh(), optimizer, aux=aux)
 
 
 # not Adam: its division makes rounding visible wherever a gradient is near 0
@@ -67,12 +73,13 @@ fresh = lambda: jax.tree.map(
 )  # the pmapped step donates them
 key = jax.random.key(7)
 
+begin = lambda: init_state(fresh(), optimizer, aux=objective.init(None, params))
 plain, step = begin(), jax.jit(make())
 for batch in batches:
     plain, plain_metrics = step(plain, key, batch)
 for steps_per_call, accumulation in ((1, 1), (2, 1), (1, 2)):
     run = make_take_steps(
-        layout(), make(axis_name=parallel.AXIS, accumulation=accumulation), None, steps_per_call
+        layout(), make(axis_name=AXIS, accumulation=accumulation), None, steps_per_call
     )
     state = place(begin())
     for i in range(0, 4, steps_per_call):
@@ -83,9 +90,9 @@ for steps_per_call, accumulation in ((1, 1), (2, 1), (1, 2)):
         jax.tree.leaves(plain.ema_params), jax.tree.leaves(state.ema_params), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    one, eight = plain.aux["timesteps"], state.aux["timesteps"]
-    np.testing.assert_allclose(one["losses"], eight["losses"], rtol=1e-4)
-    np.testing.assert_array_equal(one["counts"], eight["counts"])
+    history, expected = state.aux["timesteps"], plain.aux["timesteps"]
+    np.testing.assert_allclose(expected["losses"], history["losses"], rtol=1e-4)
+    np.testing.assert_array_equal(expected["counts"], history["counts"])
     for name, value in plain_metrics.items():
         np.testing.assert_allclose(value, metrics[name][-1], rtol=1e-5, err_msg=name)
 
@@ -95,7 +102,7 @@ np.testing.assert_allclose(doubled(jnp.float32(2.0), a, b)["sum"], 2 * (a + b))
 
 message = ""
 try:
-    parallel.check_batch(12)
+    check_batch(12)
 except UserError as error:
     message = str(error)
 assert "use 8 or 16" in message, message

@@ -18,14 +18,14 @@ import numpy as np
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
 from tiny import tiny_config  # noqa: E402
 
-from diffusion_jax.commands import train  # noqa: E402
-from diffusion_jax.devices import parallel  # noqa: E402
+from diffusion_jax.commands import train as loop  # noqa: E402
+from diffusion_jax.devices import parallel, processes  # noqa: E402
 from diffusion_jax.runs.build import build  # noqa: E402
 from diffusion_jax.runs.draw import make_generate  # noqa: E402
 from diffusion_jax.runs.open import restore_params  # noqa: E402
 
-train.draw_picture = lambda run, state: None  # 16 samples are drawn below
-parallel.start()
+loop.draw_picture = lambda run, state: None  # 16 samples are drawn below
+processes.start()
 folder = pathlib.Path(sys.argv[1])
 for words in sys.argv[2:]:
     name, layouts = words.split(":", 1)
@@ -35,7 +35,7 @@ for words in sys.argv[2:]:
             num_steps=num_steps, eval_every=0, checkpoint_every=5, parallel=kind, fsdp=int(fsdp)
         )
         config.model.dropout, config.sampling.num = 0.0, 16
-        train.train(config, folder / name)
+        loop.train(config, folder / name)
     parts = build(config)
     params, step = restore_params(config, parts, folder / name, ema=False)
     samples = make_generate(config, parts)(params, np.arange(16))
@@ -46,7 +46,7 @@ for words in sys.argv[2:]:
         lay.state(jax.eval_shape(parts.init_state, jax.random.key(0))),
     )
     held = sum(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(state))
-    if parallel.primary():
+    if processes.primary():
         leaves = {
             jax.tree_util.keystr(path): np.asarray(a)
             for path, a in jax.tree_util.tree_leaves_with_path(params)

@@ -1,19 +1,22 @@
 """What the documents show is run."""
 
 import re
-import shutil
-import subprocess
-import sys
+import shlex
 
 import jax
 import jax.numpy as jnp
 import nbclient
 import nbformat
+import pytest
+from contributing import CODE, add, additions, copied, python
 from tiny import ROOT
 
 import diffusion_jax as dj
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.runs import command_line
+from diffusion_jax.runs.settings import known_paths
 
-CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+DIGITS = "experiments/digits.py"
 
 
 def test_the_readmes_example_runs_and_learns():
@@ -25,40 +28,89 @@ def test_the_readmes_example_runs_and_learns():
     assert 0.25 < float(namespace["images"].mean()) < 0.75
 
 
-def test_adding_the_sampler_of_contributing_touches_one_file_and_is_held_to_its_order(tmp_path):
-    """The page followed: its code into a copy's multistep.py, then the command, the list and the
-    laws over SAMPLERS."""
-    shutil.copytree(
-        ROOT,
-        tmp_path / "copy",
-        ignore=shutil.ignore_patterns(".*", "runs", "docs", "*.npz", "__pycache__"),
-    )
-    file = tmp_path / "copy" / "diffusion_jax" / "samplers" / "multistep.py"
-    (code,) = CODE.findall((ROOT / "CONTRIBUTING.md").read_text())
-    file.write_text(f"{file.read_text()}\n\n{code}")
-    python = lambda *arguments: subprocess.run(
-        [sys.executable, *arguments],
-        cwd=tmp_path / "copy",
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "Adams-Bashforth" in python("main.py", "list").stdout
-    laws = (
-        "tests/test_samplers.py",
-        "-k",
-        "adams_bashforth or docstring",
-        "-p",
-        "no:cacheprovider",
-        "-n0",
-    )
-    passed = python("-m", "pytest", *laws)
+def test_the_sampler_of_contributing_is_held_to_its_order(tmp_path):
+    """The page followed in a copy: then the list, and the laws over SAMPLERS."""
+    copy, sampler = copied(tmp_path), additions()["sampler"]
+    add(copy, sampler)
+    assert "Adams-Bashforth" in python(copy, "main.py", "list").stdout
+    laws = ("tests/samplers/test_samplers.py", "-k", "adams_bashforth or docstring")
+    run = ("-m", "pytest", "-n0", "-p", "no:cacheprovider", *laws)
+    passed = python(copy, *run)
     assert passed.returncode == 0, passed.stdout
     # and its order is measured, not believed
-    file.write_text(file.read_text().replace("length / (2.0 * length_before)", "0.0"))
-    failed = python("-m", "pytest", *laws)
+    file = copy / sampler.file
+    file.write_text(sampler.code.replace("length / (2.0 * length_before)", "0.0"))
+    failed = python(copy, *run)
     assert failed.returncode == 1
     assert "follow_the_flow_at_their_order_on_every_schedule[adams_bashforth]" in failed.stdout
+
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "experiments").glob("*.py")),
+    *sorted((ROOT / "launch").glob("*")),
+    ROOT / "Makefile",
+]
+FLAG = re.compile(r"--config\.([\w.]*\w)")
+COMMAND = re.compile(
+    r"^(?:Command:)? *(?:\$ |\S+=\S+ )*[\w./]*python (main\.py.*?[^\\])$", re.M | re.S
+)
+WRONG = re.compile(r"\$ python (main\.py [^\n]*)\n    error: ([^\n]*)")
+FILE = re.compile(r"`((?:benchmarks|diffusion_jax|docs|experiments|launch|tests)/[\w/.]+)`")
+
+
+def without_what_is_refused(page):
+    return WRONG.sub("", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_of_the_documents_is_a_setting(page):
+    unknown = set(FLAG.findall(without_what_is_refused(page))) - known_paths()
+    groups = {path.rpartition(".")[0] for path in known_paths()}
+    assert not {path for path in unknown if path not in groups}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_documents_is_understood(page, monkeypatch):
+    """Its flags, the entries and the values; a workdir that is none yet is that of the digits."""
+    monkeypatch.chdir(ROOT)
+    for command in COMMAND.findall(without_what_is_refused(page)):
+        text = command.replace("\\\n", " ").replace("config experiments/NAME", f"config {DIGITS}")
+        if "..." in text:  # to be filled in
+            continue
+        words = shlex.split(text.partition(" | ")[0], comments=True)[1:]
+        name = words.pop(0) if words and not words[0].startswith("-") else "train"
+        module = command_line.find(name)
+        needs = getattr(module, "NEEDS", command_line.Needs())
+        if not needs.nothing and not any(w.startswith("--config") and "." not in w for w in words):
+            words += ["--config", DIGITS]
+        command_line.parse(words, module)
+
+
+def test_the_documents_show_commands():
+    shown = [COMMAND.findall(without_what_is_refused(page)) for page in PAGES]
+    assert len(shown[0]) >= 15
+    assert sum(map(len, shown)) > 30
+
+
+def test_the_readmes_wrong_commands_are_answered_as_it_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    pairs = WRONG.findall((ROOT / "README.md").read_text())
+    assert len(pairs) == 2
+    for command, answer in pairs:
+        with pytest.raises(UserError) as error:
+            command_line.parse(shlex.split(command)[1:], command_line.find("train"))
+        assert str(error.value) == answer
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_file_that_the_documents_name_is_there(page):
+    new = {addition.file for addition in additions().values()}
+    named = {name for name in FILE.findall(page.read_text()) if name not in new}
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    tests = re.findall(r"`(test_\w+\.py)`", page.read_text())
+    assert [name for name in tests if not list((ROOT / "tests").rglob(name))] == []
 
 
 def test_the_samplers_page_runs():

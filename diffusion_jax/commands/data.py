@@ -13,7 +13,8 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
 from diffusion_jax.data import report as reports
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs.build import check_source, check_together, load_source
+from diffusion_jax.runs.build import check_source, load_source
+from diffusion_jax.runs.checks import check_together
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registry import make

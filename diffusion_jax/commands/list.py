@@ -15,8 +15,9 @@ from diffusion_jax.runs import editing
 from diffusion_jax.runs.command_line import Given, Needs
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registries import REGISTRIES
-from diffusion_jax.runs.registry import RUN_GIVES, Registry, Setting, named, settings
+from diffusion_jax.runs.registry import RUN_GIVES, Registry, settings
 from diffusion_jax.runs.settings import leaves
+from diffusion_jax.runs.values import Setting, named
 
 NEEDS = Needs(nothing=True)
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"

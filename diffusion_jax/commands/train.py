@@ -33,17 +33,16 @@ from diffusion_jax.runs import draw, folders, plots
 from diffusion_jax.runs.build import (
     Parts,
     build,
-    check_together,
     held_out_times,
     load_source,
     parameters,
     table_betas,
+    with_range,
 )
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import params_of, weak_params
 from diffusion_jax.runs.score import make_score
-from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.runs.workdir import check_step, lock, open_workdir
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.held_out import make_evaluate
@@ -103,8 +102,8 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
         pending, pauses = None, True
         while step < settings.num_steps:
             # Between pictures and checkpoints the host waits for one thing, the metrics of the step
-            # before, while an accelerator has this one to do (test_train_waits.py counts). A CPU tuned by
-            # `cpu.tune` has done it by then.
+            # before, while an accelerator has this one to do (test_train_waits.py counts). A CPU
+            # tuned by `cpu.tune` has done it by then.
             if pauses:
                 run.log.restart_clock(step)
             with profile.begin(step, settings.steps_per_call):
@@ -161,29 +160,16 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
 def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad
     input leaves no trace."""
-    settings, data = config.training, config.data
+    settings = config.training
     config, source = with_range(config)
     parts = build(config)
     lay = layout(settings.parallel, settings.fsdp)
     check_batch(settings.batch_size, settings.accumulation_steps)
     number, processes = process()
-    flipped = parts.modality.entry if data.flip else ""
+    flipped = parts.modality.entry if config.data.flip else ""
     batches = pipeline.training_batches(
         source, settings.batch_size, config.seed, flipped, number, processes
     )
-    if settings.eval_every:
-        held_out = load_source(config, data.eval_split)
-        evaluate = make_evaluate(
-            parts.objective,
-            parts.apply_fn,
-            held_out_times(config, parts),
-            held_out,
-            settings.eval_examples,
-            settings.batch_size,
-            config.seed,
-        )
-    else:
-        evaluate = lambda state: float("nan")
     step_fn = make_train_step(
         parts.objective,
         parts.apply_fn,
@@ -194,6 +180,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         unroll=cpu.unroll(),
         **lay.options(),
     )
+    evaluate = held_out_loss(config, parts)
     generate = draw.make_generate(config, parts, weak=weak_params(config, parts))
     score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
     first = None
@@ -209,21 +196,10 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         init_key, key = jax.random.split(noise.key(config.seed))
         where = lay.state(jax.eval_shape(parts.init_state, init_key))
         if agreed(checkpoints.latest() is None):
-            state = initial(parts.init_state, init_key, where)
-            if first is not None:
-                begun = parts.state_of(first, init_key)
-                state = jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), begun, state)
+            state = start_state(parts, init_key, where, first)
         else:
-            state, extra = checkpoints.restore(where)
-            # which is not the newest one's where that is damaged
-            check_step(workdir, int(state.step), config)
-            key = jax.random.wrap_key_data(
-                jnp.asarray(extra["key"], jnp.uint32), impl=noise.IMPLEMENTATION
-            )
-            if "data" in extra:  # a run made of imported weights has read none yet
-                batches.set_state(extra["data"])
-        step = int(state.step)
-        silent = not primary()
+            state, key = resumed(config, workdir, checkpoints, where, batches)
+        step, silent = int(state.step), not primary()
         log = RunLog(workdir, step, settings.num_steps, settings.batch_size, silent=silent)
         opened.callback(log.close)
         if primary():
@@ -231,37 +207,71 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
                 (workdir / folder).mkdir(exist_ok=True)
             path, title = workdir / "plots" / "schedule.png", config.diffusion.schedule.entry
             plots.schedule(path, parts.schedule, table_betas(config), title)
-        count = sum(a.size for a in jax.tree.leaves(state.params))
-        still = sum(a.size for a in jax.tree.leaves(state.frozen))
-        begins = f"resuming at step {step}" if step else "starting"
-        frozen = f" and {still:,} frozen ones" if still else ""
-        log.say(f"{workdir}: {begins}, {count:,} parameters{frozen}, {lay}")
-        if first is not None and not step:
+        log.say(f"{workdir}: {size_of(state)}, {lay}")
+        if first is not None:
             log.say(f"note: it starts from the averaged parameters of {settings.init}")
         for note in (*checkpoints.notes, *getattr(source, "notes", ())):
             log.say(f"note: {note}")
         take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
         opened.pop_all()  # from here on take_all_steps closes them
-        return (
-            Run(
-                config, workdir, parts, key, batches, take_steps, evaluate, generate, score,
-                checkpoints, log,
-            ),
-            state,
-        )  # fmt: skip
+    run = Run(
+        config,
+        workdir,
+        parts,
+        key,
+        batches,
+        take_steps,
+        evaluate,
+        generate,
+        score,
+        checkpoints,
+        log,
+    )
+    return run, state
 
 
-def with_range(config: Config) -> tuple[Config, Any]:
-    """(the config, its training data); where these are floats and no range is set, the config has
-    that of the data, which is kept with the run."""
-    check(config)
-    check_together(config)
-    source = load_source(config, config.data.train_split)
-    own = getattr(source, "range", None)
-    if own is not None and not config.data.source.range:
-        config = copy(config)
-        config.data.source.range = tuple(map(float, own))
-    return config, source
+def held_out_loss(config: Config, parts: Parts) -> Callable:
+    """(params, aux) -> the loss on the held-out split."""
+    if not config.training.eval_every:
+        return lambda params, aux: float("nan")
+    return make_evaluate(
+        parts.objective,
+        parts.apply_fn,
+        held_out_times(config, parts),
+        load_source(config, config.data.eval_split),
+        config.training.eval_examples,
+        config.training.batch_size,
+        config.seed,
+    )
+
+
+def start_state(parts: Parts, key: jax.Array, where: TrainState, params: Any = None) -> TrainState:
+    """The state before the first step, in its place: of new parameters, or of given ones."""
+    state = initial(parts.init_state, key, where)
+    if params is None:
+        return state
+    given = parts.state_of(params, key)
+    return jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), given, state)
+
+
+def resumed(
+    config: Config, workdir: pathlib.Path, checkpoints: Checkpoints, where: TrainState, batches: Any
+) -> tuple[TrainState, jax.Array]:
+    """(the state of the newest checkpoint, the run's key); the batches go on from there."""
+    state, extra = checkpoints.restore(where)
+    check_step(workdir, int(state.step), config)  # not the newest one's where that is damaged
+    words = jnp.asarray(extra["key"], jnp.uint32)
+    if "data" in extra:  # a run made of imported weights has read none yet
+        batches.set_state(extra["data"])
+    return state, jax.random.wrap_key_data(words, impl=noise.IMPLEMENTATION)
+
+
+def size_of(state: TrainState) -> str:
+    """Where a run is, and how large it is, in words."""
+    step = int(state.step)
+    count, still = (sum(a.size for a in jax.tree.leaves(p)) for p in (state.params, state.frozen))
+    frozen = f" and {still:,} frozen ones" if still else ""
+    return f"{f'resuming at step {step}' if step else 'starting'}, {count:,} parameters{frozen}"
 
 
 def record(run: Run, step: int, metrics) -> None:

@@ -4,6 +4,8 @@ that none of it leaks.
 Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", appendix
 F.2 and table 6."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from diffusion_jax.conditioning.conditioner import Conditioner
 from diffusion_jax.core.components import component
 from diffusion_jax.core.noise import fold_in
+from diffusion_jax.core.settings import TRAINING
 from diffusion_jax.core.types import Array, Kind
 
 CONDITIONING = 9  # numbers that tell the network what was done to an image
@@ -20,7 +23,7 @@ PART = 2  # of an example's randomness
 
 
 @component
-def augmentation(probability: float = 0.12) -> Conditioner:
+def augmentation(probability: Annotated[float, TRAINING] = 0.12) -> Conditioner:
     """Images transformed at random, and the network told how (Karras et al. 2022, appendix F.2).
 
     In sampling and evaluation the network is told nothing, which is that images are as they are.

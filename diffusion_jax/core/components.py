@@ -71,6 +71,11 @@ def component(factory: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def is_component(value: Any) -> bool:
+    """Whether a value is known by its call."""
+    return getattr(value, "call", None) is not None
+
+
 def _plain(value: Any, parameter: inspect.Parameter) -> Any:
     """A number of NumPy as Python's, and an int as a float where the annotation says float."""
     value = value.item() if isinstance(value, np.generic) else value
@@ -82,6 +87,9 @@ def _text(value: Any) -> str:
     """An argument as in a call: an array by its type and shape, a function by its name."""
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple) and hasattr(value, "_fields") and not is_component(value):
+        parts = ", ".join(map(_text, value))
+        return f"{type(value).__name__}({parts})"
     return value.__qualname__ if isinstance(value, types.FunctionType) else repr(value)
 
 

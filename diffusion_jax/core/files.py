@@ -15,7 +15,7 @@ MENDED = "the same command goes on from there once that is mended"
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all, also where the machine stops."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -71,7 +71,7 @@ def torch_names(params: PyTree, model: UNet) -> dict[str, tuple[str, ...]]:
     if others:
         raise UserError(
             f"this U-Net has a layer {others[0]!r}, which Improved DDPM's and ADM's weights lack"
-            + (": it was trained with data.augment above 0" * (others[0] == "augmentation"))
+            + (": the run's conditioning names augmentation" * (others[0] == "augmentation"))
         )
     paths = {}
     for prefix, block in blocks(model, params):

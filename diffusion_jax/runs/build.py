@@ -1,7 +1,6 @@
 """From a Config, whose strings end here, to the functions of a run."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,13 +29,18 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.spec import Declared, Spec, spec_of
 from diffusion_jax.modalities import Modality
 from diffusion_jax.objectives import Objective, Problem
+from diffusion_jax.runs.checks import (
+    check_clippable,
+    check_decodable,
+    check_freeze,
+    check_together,
+)
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.guides import Guide
 from diffusion_jax.runs.registry import make
-from diffusion_jax.runs.settings import check
+from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.training.clipping import clip_by_global_norm
 from diffusion_jax.training.optimizers import LearningRate, scheduled
-from diffusion_jax.training.profiling import parse_steps
 from diffusion_jax.training.state import TrainState, init_state, split, warmed_up_ema, whole
 
 
@@ -117,7 +121,6 @@ def build(config: Config) -> Parts:
 def _build(config: Config) -> Parts:
     data, diffusion, training = config.data, config.diffusion, config.training
     modality = make(data.modality, {})
-    modality.check(tuple(data.shape))
     nouns: dict[Any, Any] = {Declared: declared(config)}
     if any(one.entry not in ("label", "augmentation") for one in config.conditioning):
         nouns[Spec] = source_spec(config, data.train_split)
@@ -208,6 +211,19 @@ def check_source(config: Config, source: Any, split: str) -> None:
     sources.check(source, declared(config), split, called, modality.entry)
 
 
+def with_range(config: Config) -> tuple[Config, Any]:
+    """(the config, its training data); where these are floats and no range is set, the config has
+    that of the data, which is kept with the run."""
+    check(config)
+    check_together(config)
+    source = load_source(config, config.data.train_split)
+    own = getattr(source, "range", None)
+    if own is not None and not config.data.source.range:
+        config = copy(config)
+        config.data.source.range = tuple(map(float, own))
+    return config, source
+
+
 def source_spec(config: Config, split: str) -> Spec:
     """Name, shape and type of every entry of the source's examples."""
     found = spec_of(load_source(config, split))
@@ -239,36 +255,6 @@ def learned_or(output: tuple[int, ...], shape: tuple[int, ...], fixed: Variance)
     raise UserError(f"the network returns {output} for examples of {shape}")
 
 
-def check_decodable(config: Config, schedule: Schedule) -> None:
-    """Raises UserError where x0 cannot be had from the prediction at the schedule's noisy end."""
-    name = config.diffusion.prediction.entry
-    with jax.ensure_compile_time_eval():  # a run may be built inside a jitted function
-        ends_at_noise = float(schedule.level(schedule.t_max).alpha) == 0.0
-    if name in ("eps", "score", "edm") and ends_at_noise:
-        raise UserError(
-            f"{name} cannot be decoded at alpha = 0, where this schedule ends; use v or x0"
-        )
-
-
-def check_freeze(pattern: str, params: PyTree) -> None:
-    """Raises UserError where training.freeze names no parameters, or all of them."""
-    try:
-        split(params, pattern)
-    except re.error as error:
-        raise UserError(f"config.training.freeze is no regular expression: {error}") from None
-    except ValueError as error:
-        raise UserError(f"config.training.freeze: {error}") from None
-
-
-def check_clippable(config: Config, codec: Codec) -> None:
-    """Raises UserError where x0 would be thresholded but has no range."""
-    if config.sampling.threshold and codec.range is None:
-        raise UserError(
-            f"config.sampling.threshold clips x0 to a range, which the codec {config.codec.entry} "
-            "does not have"
-        )
-
-
 def make_grid(config: Config, schedule: Schedule, steps: str | None = None) -> Level:
     """The levels of config.sampling, or of another number of steps."""
     sampling = config.sampling
@@ -293,58 +279,6 @@ def make_sampler(config: Config, schedule: Schedule, grid: Level, variance: Vari
             "config.sampling.sampler.variance=learned_range, but this model has no learned variance"
         )
     return make(component, {Schedule: schedule, Level: grid, Variance: variance})
-
-
-def check_together(config: Config) -> None:
-    """Raises UserError for settings that do not go together and that no library function would
-    find."""
-    training, sampling, data = config.training, config.sampling, config.data
-    conditions = [one.entry for one in config.conditioning]
-    if len(data.shape) < 1 or min(data.shape) < 1:
-        raise UserError(f"config.data.shape must be sizes of at least 1, not {data.shape}")
-    classes = data.num_classes if "label" in conditions else 0
-    if sampling.label >= 0 and not classes:
-        raise UserError(f"config.sampling.label={sampling.label}, but this run has no classes")
-    if not -1 <= sampling.label < max(classes, 1):
-        raise UserError(
-            f"config.sampling.label must be -1, for all, or 0 to {classes - 1}, "
-            f"not {sampling.label}"
-        )
-    if sampling.guidance:
-        check_can_guide(config)
-    elif sampling.guide.entry == "autoguidance":
-        raise UserError("config.sampling.guide=autoguidance guides by the weight "
-                        "config.sampling.guidance, which is 0")  # fmt: skip
-    if "augmentation" in conditions and data.flip:
-        raise UserError(
-            "the augmentation mirrors half of the images and tells the network which: "
-            "set data.flip=false"
-        )
-    if config.evaluation.replicates == 1:
-        raise UserError("config.evaluation.replicates must be 0 or at least 2: one has no spread")
-    parse_steps(training.profile_steps)
-    each = training.steps_per_call
-    if config.evaluation.every % each:
-        raise UserError(f"config.evaluation.every must be a multiple of steps_per_call={each}")
-    for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
-        if getattr(training, name) % each:
-            raise UserError(f"config.training.{name} must be a multiple of steps_per_call={each}")
-    if training.keep_every % training.checkpoint_every:
-        raise UserError(
-            f"config.training.keep_every={training.keep_every} must be a multiple of "
-            f"checkpoint_every={training.checkpoint_every}: no other step is saved"
-        )
-
-
-def check_can_guide(config: Config) -> None:
-    """Raises UserError where a run has nothing to be guided away from."""
-    drops = any(one.values().get("dropout") for one in config.conditioning)
-    if config.sampling.guide.entry != "autoguidance" and not drops:
-        raise UserError(
-            "config.sampling.guidance needs a run trained with conditioning.label.dropout above 0, "
-            "or a weaker one: config.sampling.guide=autoguidance with "
-            "config.sampling.guide.weak=WORKDIR"
-        )
 
 
 def held_out_times(config: Config, parts: Parts) -> Timesteps:

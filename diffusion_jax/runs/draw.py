@@ -22,7 +22,8 @@ from diffusion_jax.denoisers import (
     make_denoiser,
 )
 from diffusion_jax.devices.parallel import equal_batches, map_examples, precision
-from diffusion_jax.runs.build import Parts, check_can_guide, load_source
+from diffusion_jax.runs.build import Parts, load_source
+from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers.cached import cached
 

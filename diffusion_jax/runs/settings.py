@@ -14,15 +14,8 @@ from diffusion_jax.runs import experiment_file
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.fields import Group, Range
 from diffusion_jax.runs.registries import REGISTRIES
-from diffusion_jax.runs.registry import (
-    Component,
-    Components,
-    Setting,
-    check_value,
-    parse,
-    plain,
-    settings,
-)
+from diffusion_jax.runs.registry import Component, Components, settings
+from diffusion_jax.runs.values import Setting, check_value, parse, plain
 
 
 class Leaf(NamedTuple):
@@ -228,7 +221,7 @@ def load(path: str | pathlib.Path) -> Config:
         raise UserError(f"no config file {str(path)!r}{hint}")
     if path.suffix == ".json":
         try:
-            return from_values(json.loads(path.read_text()))
+            return from_values(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise UserError(f"{path} is no stored config: {error}") from None
     config = experiment_file.read(path)

@@ -11,6 +11,7 @@ import numpy as np
 from jax import core
 
 from diffusion_jax.core import noise
+from diffusion_jax.core.components import is_component
 from diffusion_jax.core.grids import finite
 from diffusion_jax.core.types import Array, Denoiser, Level, Sampler
 from diffusion_jax.denoisers.network import of_networks
@@ -71,18 +72,20 @@ def sample(
     further call where a step begins with the prediction at its x. Raises ValueError for another
     number of keys than examples.
 
-    Compiled once for a sampler and the shapes of the rest, where the denoiser is one that
-    `denoisers` makes of a network. A function of Python as denoiser is compiled in every call:
-    call `sample` in a jitted function of your own."""
+    Compiled once for a sampler of `SAMPLERS` and the shapes of the rest, where the denoiser is one
+    that `denoisers` makes of networks. With other functions of Python a chain is compiled in every
+    call: call `sample` in a jitted function of your own."""
     chain = _compiled if _can_be_compiled(sampler, denoiser, keys, x_init, grid) else _sample
     return chain(sampler, denoiser, keys, x_init, grid, trajectory)
 
 
 def _can_be_compiled(sampler: Sampler, denoiser: Denoiser, *others: Any) -> bool:
-    """Whether a chain's arguments are arrays and hashable, and none is traced already."""
+    """Whether a chain's arguments are components and arrays, and none is traced already.
+
+    Functions made in every call would fill the cache, and with them what they hold."""
     arrays = (jax.Array, np.ndarray, np.generic, int, float)
     leaves, structure = jax.tree.flatten((denoiser, others))
-    if not of_networks(denoiser):
+    if not (is_component(sampler) and of_networks(denoiser)):
         return False
     try:
         hash((sampler, structure))

@@ -72,7 +72,7 @@ def damage(folder: pathlib.Path) -> str | None:
     try:
         if not (folder / CHECKSUMS).exists():
             return None
-        listed = json.loads((folder / CHECKSUMS).read_text())
+        listed = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         for name, (size, expected) in listed.items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else None
             if found is None:

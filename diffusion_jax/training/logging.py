@@ -38,7 +38,8 @@ class RunLog:
             write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
         with contextlib.ExitStack() as opened:
             self.metrics, self.text = (
-                opened.enter_context(path.open("a", buffering=1)) for path in (metrics, text)
+                opened.enter_context(path.open("a", buffering=1, encoding="utf-8"))
+                for path in (metrics, text)
             )
             self.events = (
                 None
@@ -122,7 +123,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict]:
     """The lines of metrics.jsonl; one that a killed run left half written is passed over."""
     path = workdir / "metrics.jsonl"
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(line))
         except ValueError:

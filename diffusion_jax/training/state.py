@@ -35,10 +35,15 @@ def init_state(
 
 def split(params: PyTree, pattern: str) -> tuple[PyTree, PyTree]:
     """(trained, frozen) parameters; frozen are those whose path, as down0_block0/conv1/kernel, the
-    regular expression is found in, () where it is empty. ValueError where it finds none, or all."""
+    regular expression is found in, () where it is empty. ValueError where it is none, or finds none
+    or all."""
     if not pattern:
         return params, ()
     flat = flatten_dict(params)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
     found = {path for path in flat if re.search(pattern, "/".join(path))}
     if not found or len(found) == len(flat):
         raise ValueError(f"{pattern!r} names {'all' if found else 'none'} of the parameters")

@@ -1,4 +1,4 @@
-"""What the program says to bad input: one line with the nearest right one, and no trace of a run."""
+"""What the program says to bad input: one line with the nearest right one, no trace of a run."""
 
 import pytest
 from tiny import experiment_file, main_run, run_command

@@ -30,7 +30,10 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A tiny run, scored in training at its last step."""
-    folder, config = tmp_path_factory.mktemp("evaluate") / "run", tiny_config(num_steps=4, eval_every=0)
+    folder, config = (
+        tmp_path_factory.mktemp("evaluate") / "run",
+        tiny_config(num_steps=4, eval_every=0),
+    )
     scored = Evaluation(features="pixels", every=4, every_num=40, batch_size=20)
     config.evaluation = scored
     train.train(config, folder)
@@ -133,6 +136,14 @@ def test_more_samples_later_are_only_those_that_are_missing(workdir, monkeypatch
 
 USERS = """
 import numpy as np
+
+def features(images):
+    assert images.dtype == np.uint8
+    return images.mean(axis=(2, 3))
+
+def probabilities(images):
+    return np.full((len(images), 2), 0.5)
+"""
 
 
 def test_a_users_own_features(workdir, tmp_path):

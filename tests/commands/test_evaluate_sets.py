@@ -10,7 +10,6 @@ from tiny import ROOT, evaluate_run, write_pictures
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import sources
-from diffusion_jax.evaluation import references
 
 
 def test_any_two_sets_of_images(tmp_path, capsys):
@@ -39,7 +38,9 @@ def test_any_two_sets_of_images(tmp_path, capsys):
 
     x = flat(digits[100:180])
     np.savez(tmp_path / "theirs.npz", mu=x.mean(0), sigma=np.cov(x, rowvar=False))
-    evaluate_run(tmp_path / "theirs", "--images", "test", "--against", tmp_path / "theirs.npz", *shape)
+    evaluate_run(
+        tmp_path / "theirs", "--images", "test", "--against", tmp_path / "theirs.npz", *shape
+    )
     (path,) = (tmp_path / "theirs" / "evaluations").glob("digits-test*.json")
     theirs = json.loads(path.read_text())
     np.testing.assert_allclose(

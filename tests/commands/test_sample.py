@@ -26,7 +26,9 @@ def images(newest):
 
 
 def test_sample_writes_grid_pictures_array_gif_and_strip(workdir, newest, capsys):
-    main_run("sample", "--workdir", workdir, "--config.sampling.gif", "--config.sampling.strip=true")
+    main_run(
+        "sample", "--workdir", workdir, "--config.sampling.gif", "--config.sampling.strip=true"
+    )
     folder = newest(workdir)
     assert capsys.readouterr().out == f"samples: {folder}\n"
     arrays = tiny.arrays(folder / "samples.npz")

@@ -17,7 +17,8 @@ import main
 from diffusion_jax.core import caches, noise
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.runs import start
-from diffusion_jax.runs.build import build, make_step
+from diffusion_jax.runs.build import batch_spec, build
+from diffusion_jax.training.step import make_train_step
 
 
 @pytest.fixture
@@ -178,9 +179,10 @@ def test_a_step_leaves_its_state_in_single_precision_where_jax_has_double(x64):
     config = tiny_config()
     parts = build(config)
     state = jax.eval_shape(parts.init_state, noise.key(0))
-    shapes = {"image": ((16, 8, 8, 1), np.uint8), "label": ((16,), np.int32)}
-    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    after, _ = jax.eval_shape(make_step(config, parts), state, noise.key(1), batch)
+    step = make_train_step(
+        parts.objective, parts.apply_fn, parts.optimizer, parts.ema, parts.learning_rate
+    )
+    after, _ = jax.eval_shape(step, state, noise.key(1), batch_spec(config, parts, 16))
     for before, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert leaf.dtype == before.dtype
         assert leaf.dtype in (np.float32, np.int32)

@@ -1,4 +1,4 @@
-"""Runs whose disk is full or read-only: one line, no file left open, and the run goes on afterwards."""
+"""Runs whose disk is full or read-only: one line, no file left open, and later they go on."""
 
 import errno
 import os
@@ -46,7 +46,8 @@ def test_a_picture_without_space_stops_the_run_with_one_line(undisturbed, tmp_pa
 
 LIMITED = (
     "import os, resource, sys; "
-    "resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),)); os.execv(sys.argv[2], sys.argv[2:])"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),)); os.execv(sys.argv[2], "
+    "sys.argv[2:])"
 )
 
 

@@ -1,6 +1,5 @@
 """What the host waits for while it trains, and what the clock counts."""
 
-import jax
 import numpy as np
 import pytest
 from tiny import mlp_config
@@ -89,7 +88,7 @@ def test_the_host_waits_for_nothing_but_the_metrics_of_the_step_before(tmp_path,
     )
     monkeypatch.setattr(array, "block_until_ready", lambda a: events.append(("wait", a.shape)) or a)
     monkeypatch.setattr(
-        loop, "begin", lambda config, workdir: (run._replace(take_steps=take_steps), state)
+        train, "begin", lambda config, workdir: (run._replace(take_steps=take_steps), state)
     )
     monkeypatch.setattr(train, "draw_picture", lambda run, state: None)
     monkeypatch.setattr(train, "save", lambda run, state, wait: None)

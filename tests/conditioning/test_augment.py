@@ -1,31 +1,33 @@
 """EDM's augmentations against table 6 of its paper, written down once more in float64, and against
 closed-form images."""
 
-import dataclasses
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
+from problems import problem
 from tiny import curves, tiny_config
 
-from diffusion_jax.commands import sample as generate
 from diffusion_jax.commands import train as loop
 from diffusion_jax.commands.export_weights import export_weights
+from diffusion_jax.commands.sample import sample
+from diffusion_jax.conditioning import augmentation, joined, label
 from diffusion_jax.conditioning.augment import augment, draw, transform
-from diffusion_jax.core import schedules
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in
 from diffusion_jax.data import pipeline, sources
+from diffusion_jax.data.spec import Declared
 from diffusion_jax.interop.state_dicts import to_torch_names
 from diffusion_jax.models.unet import UNet
+from diffusion_jax.objectives import Context, noised
+from diffusion_jax.objectives.denoising import of_loss
 from diffusion_jax.runs import config as config_module
 from diffusion_jax.runs.build import build
+from diffusion_jax.runs.config import use
+from diffusion_jax.runs.open import weak_params
 from diffusion_jax.training.checkpoint import Checkpoints
-from diffusion_jax.training.step import make_loss_fn, to_float
 
 HEIGHT, WIDTH = 40, 48
 apply_transform, apply_augment = jax.jit(transform), jax.jit(augment)
@@ -244,52 +246,63 @@ def test_an_example_does_not_depend_on_its_batch():
 
 
 def test_the_loss_meets_augmented_images_with_the_same_noise_and_labels():
-    shown = lambda network, x0, eps, level, cond: (x0, eps, cond, network(x0, level.t, cond))
-    options = {"label_dropout": 0.5, "no_label": 10}
-    make = lambda apply_fn, **more: make_loss_fn(
-        apply_fn, schedules.cosine(10), shown, **options, **more
-    )
+    labels = label(Declared((8, 8, 1), 10), 0.5)
     batch = {
         "image": np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8),
         "label": np.arange(32) % 10,
     }
     keys, t = jax.random.split(jax.random.key(5), 32), jnp.zeros(32, int)
-    told = lambda params, x, t, cond, dropout_key=None, augmentation=None: augmentation
-    x0, eps, labels, conditioning = make(told, augmentation=0.5)({}, keys, batch, t)
-    plain_x0, plain_eps, plain_labels, nothing = make(told)({}, keys, batch, t)
-    assert nothing is None
-    np.testing.assert_array_equal(eps, plain_eps)
-    np.testing.assert_array_equal(labels, plain_labels)
-    np.testing.assert_array_equal(plain_x0, to_float(batch["image"]))
-    for met, made in zip((x0, conditioning), augment(fold_in(keys, 2), plain_x0, 0.5), strict=True):
-        np.testing.assert_array_equal(met, made)
+
+    def met(*conditioners):
+        one = problem((8, 8, 1), conditioner=joined(conditioners))
+        run = lambda keys: noised(one, Context(None, None, 0, keys, t, jnp.ones(32)), batch)
+        return jax.jit(run)(keys)
+
+    found, plain = met(labels, augmentation(0.5)), met(labels)
+    assert set(plain.cond) == {"label"}
+    np.testing.assert_array_equal(found.eps, plain.eps)
+    np.testing.assert_array_equal(found.cond["label"], plain.cond["label"])
+    pixels = np.float32(batch["image"])
+    np.testing.assert_allclose(plain.x0, pixels / 127.5 - 1, atol=1e-6)
+    images, told = jax.jit(augment, static_argnums=2)(fold_in(keys, 2), pixels, 0.5)
+    np.testing.assert_allclose(found.x0, images / 127.5 - 1, atol=1e-5)
+    np.testing.assert_allclose(found.cond["augmentation"], told, atol=1e-6)
 
 
-def augmented(**training):
+def augmented(probability=0.5, **training):
     config = tiny_config(**training)
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, flip=False, augment=0.5)
-    )
+    config.data.flip = False
+    config.conditioning = ["label", use("augmentation", probability=probability)]
+    return config
 
 
 def test_the_network_has_one_more_layer_which_nothing_enters_at_zero():
     config = augmented()
-    parts, plain = (
-        build(config),
-        build(dataclasses.replace(config, data=dataclasses.replace(config.data, augment=0.0))),
+    plain = config_module.copy(config)
+    plain.conditioning = "label"
+    params, without = (
+        jax.jit(build(one).init_params)(jax.random.key(0)) for one in (config, plain)
     )
-    params, without = (jax.jit(p.init_params)(jax.random.key(0)) for p in (parts, plain))
     layer = params.pop("augmentation")
     assert jax.tree.map(jnp.shape, layer) == {"kernel": (9, 64)}
     jax.tree.map(np.testing.assert_array_equal, params, without)
 
-    network = UNet(out_channels=1, channels=8, channel_mult=(1,), blocks=1, attention_factors=())
+    network = UNet(
+        out_channels=1,
+        channels=8,
+        channel_mult=(1,),
+        blocks=1,
+        attention_factors=(),
+        vectors=("augmentation",),
+    )
     x, t = jnp.ones((1, 4, 4, 1)), jnp.ones(1)
-    params = jax.jit(network.init)(jax.random.key(0), x, t, None, jnp.zeros((1, 9)))
+    params = jax.jit(network.init)(jax.random.key(0), x, t, {"augmentation": jnp.zeros((1, 9))})
     params = jax.tree.map(lambda a: a + 0.1, params)  # layers begin at zero
-    run = jax.jit(lambda augmentation: network.apply(params, x, t, None, augmentation))
-    np.testing.assert_array_equal(run(None), run(jnp.zeros((1, 9))))
-    assert all((run(None) != run(jnp.eye(9)[i : i + 1])).any() for i in range(9))
+    run = jax.jit(lambda cond: network.apply(params, x, t, cond))
+    nothing = run({})
+    np.testing.assert_array_equal(nothing, run({"augmentation": jnp.zeros((1, 9))}))
+    told = [run({"augmentation": jnp.eye(9)[i : i + 1]}) for i in range(9)]
+    assert all((nothing != one).any() for one in told)
 
 
 @pytest.fixture(scope="module")
@@ -321,64 +334,62 @@ def test_an_augmented_run_resumes_bit_for_bit(trained, tmp_path):
 
 
 def test_an_augmented_run_draws_and_is_measured_without(trained, tmp_path, monkeypatch):
-    folder = generate.sample(augmented(), trained)
+    folder = sample(augmented(), trained)
     assert np.load(folder / "samples.npz")["images"].shape == (20, 8, 8, 1)
 
-    seen = []
     mean = lambda network, x0, eps, level, cond: x0.mean((1, 2, 3))
-    monkeypatch.setattr(loop, "build", lambda config: build(config)._replace(loss=mean))
-    monkeypatch.setattr(
-        "diffusion_jax.runs.build.make_train_step",
-        lambda loss_fn, *args, **options: seen.append(loss_fn),
-    )
+    with_mean = lambda parts: parts._replace(objective=of_loss(parts.problem, mean))
+    monkeypatch.setattr(loop, "build", lambda config: with_mean(build(config)))
     run, state = loop.begin(augmented(), tmp_path / "run")
     run.checkpoints.close()
     run.log.close()
     batch = pipeline.examples(sources.digits("test"), range(24))
-    means = np.asarray(to_float(batch["image"])).mean((1, 2, 3))
-    assert run.evaluate(state.params) == pytest.approx(means.mean(), abs=1e-6)
-    met = seen[0](state.params, jax.random.split(jax.random.key(0), 24), batch, np.zeros(24, int))
-    assert 4 < np.sum(np.abs(met - means) > 1e-3) < 24
+    means = (batch["image"] / 127.5 - 1).mean((1, 2, 3))
+    assert run.evaluate(state.params, state.aux) == pytest.approx(means.mean(), abs=1e-6)
+    keys = jax.random.split(jax.random.key(0), 24)
+    given = Context(run.parts.apply_fn, None, 0, keys, np.zeros(24, int), np.ones(24))
+    loss = jax.jit(lambda batch: run.parts.objective.loss((), (), given, batch)[0])
+    assert 4 < np.sum(np.abs(loss(batch) - means) > 1e-3) < 24
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"augment": 1.5}, r"config\.data\.augment must lie in \[0, 1\], not 1\.5"),
-        ({"augment": -0.1}, r"config\.data\.augment must lie in \[0, 1\], not -0\.1"),
-        (
-            {"augment": 0.1, "flip": True},
-            r"data\.augment mirrors half of the images .* set data\.flip=false",
-        ),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(settings, message):
-    config = augmented()
+@pytest.mark.parametrize("probability", [0.0, 1.5, -0.1])
+def test_a_probability_is_above_0_and_at_most_1(probability):
+    message = f"config.conditioning.augmentation: probability must be above 0 .*, not {probability}"
     with pytest.raises(UserError, match=message):
-        build(dataclasses.replace(config, data=dataclasses.replace(config.data, **settings)))
+        build(augmented(probability))
 
 
-def test_an_older_runs_config_has_no_augmentation():
-    stored = json.loads(config_module.to_json(tiny_config()))
-    del stored["data"]["augment"]
-    assert config_module.differences(config_module.from_dict(stored), tiny_config()) == []
+def test_flips_are_its_own():
+    config = augmented()
+    config.data.flip = True
+    with pytest.raises(UserError, match=r"mirrors half of the images .* set data\.flip=false"):
+        build(config)
+
+
+def test_a_stored_config_without_conditioning_has_no_augmentation():
+    stored = config_module.as_values(tiny_config())
+    del stored["conditioning"]
+    assert config_module.differences(config_module.from_values(stored), tiny_config()) == []
     assert config_module.differences(tiny_config(), augmented()) == [
         "data.flip: True -> False",
-        "data.augment: 0.0 -> 0.5",
+        "conditioning: ('label',) -> ('label', 'augmentation')",
+        "conditioning.augmentation.probability: None -> 0.5",
     ]
 
 
 def test_the_layer_is_not_lost_in_others_formats_nor_in_autoguidance(trained, tmp_path):
-    with pytest.raises(UserError, match="data.augment above 0 has a layer"):
+    refused = "has a layer 'augmentation', .* conditioning names augmentation"
+    with pytest.raises(UserError, match=refused):
         export_weights(trained, tmp_path / "weights.safetensors")
     assert not list(tmp_path.iterdir())
-    config = augmented()
-    with pytest.raises(UserError, match="data.augment above 0 has a layer"):
-        to_torch_names(jax.eval_shape(build(config).init_params, jax.random.key(0)), config.model)
+    parts = build(augmented())
+    with pytest.raises(UserError, match=refused):
+        to_torch_names(jax.eval_shape(parts.init_params, jax.random.key(0)), parts.apply_fn.module)
 
-    config.data.augment = 0.1  # the same layer
-    config.sampling.guidance, config.sampling.weak = 1.0, str(trained)
-    assert "augmentation" in generate.weak_params(config)
-    config.data.augment = 0.0
-    with pytest.raises(UserError, match=r"another network \(data\.augment: 0\.5 -> 0\.0\)"):
-        generate.weak_params(config)
+    config = augmented(0.1)  # the same layer
+    config.sampling.guidance = 1.0
+    config.sampling.guide = use("autoguidance", weak=str(trained))
+    assert "augmentation" in weak_params(config, build(config))
+    config.conditioning = "label"
+    with pytest.raises(UserError, match=r"another network \(conditioning: .* -> \('label',\)"):
+        weak_params(config, build(config))

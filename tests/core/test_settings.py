@@ -141,6 +141,9 @@ def test_churn_is_divided_by_the_grids_length():
     assert edm_churn(churn=40.0, grid=grid) == edm_churn(gamma=MAX_GAMMA)
     assert edm_churn(0.2, grid=grid) == edm_churn(0.2)
     assert hash(edm_churn(churn=4.0, grid=grid)) == hash(edm_churn(0.25))
+    assert repr(edm_churn(churn=4.0, grid=grid)).endswith(
+        "churn=4.0, grid=Level(float32[16], float32[16], float32[16]))"
+    )
 
 
 def test_a_grid_without_a_number_of_steps_has_a_tables_number():

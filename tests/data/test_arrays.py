@@ -188,7 +188,9 @@ def test_a_file_without_images_has_its_other_arrays(tmp_path):
     source = sources.arrays("all", saved(tmp_path, points=points))
     assert (source.num_classes, source.range, len(source)) == (0, None, 40)
     assert spec_of(source) == {"points": ((5, 2), np.float32)}
-    sources.check(source, sources.Declared((5, 2), 0, dtype="float32"), "all", "points", entry="points")
+    sources.check(
+        source, sources.Declared((5, 2), 0, dtype="float32"), "all", "points", entry="points"
+    )
     labelled = sources.arrays("all", saved(tmp_path, points=points, labels=np.arange(40) % 3))
     assert (labelled.num_classes, int(labelled[5]["label"])) == (3, 2)
 

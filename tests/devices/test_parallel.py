@@ -25,7 +25,8 @@ OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 def devices(count: int, **more) -> dict:
     return environment(
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0",
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={count} "
+        "--xla_backend_optimization_level=0",
         **more,
     )
 
@@ -151,7 +152,7 @@ def wait_until(condition, started):
 
 def test_what_one_process_fails_of_ends_all_with_its_message(tmp_path):
     arguments = command("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
-    fails = ["--config.data.source=arrays", "--config.data.folder=no/such.npz"]
+    fails = ["--config.data.source=arrays", "--config.data.source.folder=no/such.npz"]
     for process in processes([arguments, [*arguments, *fails]], 1):
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 2, errors[-3000:]

@@ -1,4 +1,4 @@
-"""Features that are kept: made once, by one process at a time, and gone on with where they stopped."""
+"""Features that are kept: made once, by one process at a time, gone on with where they stopped."""
 
 import subprocess
 import sys
@@ -58,6 +58,17 @@ CONCURRENT = """
 import pathlib, sys, time
 import numpy as np
 from diffusion_jax.evaluation import extract, features
+
+def images_of(index):
+    time.sleep(0.05)
+    return np.broadcast_to(index.astype(np.uint8)[:, None, None, None], (len(index), 2, 2, 1))
+
+pixels = features.load("pixels")
+print("ready", flush=True)
+sys.stdin.readline()
+place = extract.Extracted(pathlib.Path(sys.argv[1]), {}, (2, 2, 1))
+extract.extract(place, pixels, images_of, 40, 2, "")
+"""
 
 
 def test_two_processes_at_once_make_each_row_once(tmp_path):

@@ -98,7 +98,8 @@ def numbered(prefix, *names):
 CHAIN = ("conv", "conv_1", "conv_2", "conv_3", "conv_4")
 LAYERS = list(zip(("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"), CHAIN, strict=True))
 LAYERS = [(f"Conv2d_{theirs}", ours) for theirs, ours in LAYERS]
-BRANCHES = {  # by the sizes and the order of layers in torchvision's models/inception.py and in the graph
+# by the sizes and the order of layers in torchvision's models/inception.py and in the graph
+BRANCHES = {
     "5b mixed, 5c mixed_1, 5d mixed_2": [
         ("branch1x1", "conv"),
         *numbered("branch5x5", "tower.conv", "tower.conv_1"),
@@ -287,7 +288,7 @@ def test_a_torchscript_file_runs_no_code(tmp_path):
 )
 def test_a_tensor_outside_its_storage(offset, shape, strides):
     with pytest.raises(pickle.UnpicklingError, match="outside"):
-        inception._tensor(np.zeros(5, "<f4"), offset, shape, strides)
+        inception_files._tensor(np.zeros(5, "<f4"), offset, shape, strides)
 
 
 @pytest.mark.parametrize("name", ["damaged.npz", "damaged.pth", "damaged.bin"])
@@ -311,7 +312,8 @@ def test_where_the_weights_are_found(tmp_path, monkeypatch):
     assert inception_files.find(told) == told
     for missing in (tmp_path / "none.npz", tmp_path):
         with pytest.raises(
-            UserError, match=f"no file {missing} .*{inception_files.VARIABLE}.*{inception_files.FILE}.*NPZ"
+            UserError,
+            match=f"no file {missing} .*{inception_files.VARIABLE}.*{inception_files.FILE}.*NPZ",
         ):
             inception_files.find(missing)
 

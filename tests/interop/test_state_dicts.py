@@ -198,7 +198,7 @@ def test_layers_that_the_state_dicts_lack_are_named():
     model = UNet(1, 8, (1,), 1, (), vectors=("augmentation", "angle"))
     x, t = np.zeros((1, 8, 8, 1), np.float32), np.zeros(1, np.float32)
     for name, more in (
-        ("augmentation", ": it was trained with data.augment above 0"),
+        ("augmentation", ": the run's conditioning names augmentation"),
         ("angle", ""),
     ):
         init = lambda key, name=name: model.init(key, x, t, {name: np.zeros((1, 9))})["params"]

@@ -9,7 +9,20 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.runs import command_line
 from diffusion_jax.runs.command_line import Flag, Needs, find, help_page, names, parse, words_of
 
-COMMANDS = "data edit evaluate export-weights figures import list nll plan rate sample train".split()
+COMMANDS = [
+    "data",
+    "edit",
+    "evaluate",
+    "export-weights",
+    "figures",
+    "import",
+    "list",
+    "nll",
+    "plan",
+    "rate",
+    "sample",
+    "train",
+]
 
 
 def command(flags=None, needs=None):
@@ -59,7 +72,11 @@ def test_an_unknown_command_unlike_any_is_answered_with_all():
         find("xyzzy")
 
 
-FLAGS = {"images": Flag("", "a set"), "count": Flag(3, "a number"), "quick": Flag(False, "a switch")}
+FLAGS = {
+    "images": Flag("", "a set"),
+    "count": Flag(3, "a number"),
+    "quick": Flag(False, "a switch"),
+}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Registries: an entry's signature is the one place of its settings, and what a config makes of them."""
+"""Registries: an entry's signature is the one place of its settings, which a config sets."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from diffusion_jax.core.components import component
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.settings import FREE, TRAINING
 from diffusion_jax.core.types import Schedule, Variance
-from diffusion_jax.runs import registries, registry
+from diffusion_jax.runs import registries, values
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registry import Registry, arguments, bound, make, meanings, settings, use
@@ -53,7 +53,7 @@ WAVES = Registry("room.waves", {"waves": waves, "waver": waves}, optional=True)
 
 def test_settings_are_the_plain_arguments_with_their_defaults_and_meanings():
     found = settings(WAVES, "waves")
-    assert list(found) == "count height shape sizes ends quick loss variance".split()
+    assert list(found) == ["count", "height", "shape", "sizes", "ends", "quick", "loss", "variance"]
     assert [found[name].kind for name in ("count", "height", "shape", "sizes", "ends")] == [
         int, float, ("sine", "saw"), (int,), (float,),
     ]  # fmt: skip
@@ -76,7 +76,9 @@ def test_nouns_are_given_by_type_and_settings_by_the_config():
     assert asked[-1] == "fixed_small"  # a config comes before the run
     assert make(bound(WAVES, "waves"), {Schedule: schedule})[-1] == "fixed_small"
     assert make(bound(WAVES, "none"), {}) is None
-    with pytest.raises(UserError, match="room.waves: waves needs schedule, which this run does not"):
+    with pytest.raises(
+        UserError, match="room.waves: waves needs schedule, which this run does not"
+    ):
         make(bound(WAVES, "waves"), {})
 
 
@@ -129,7 +131,7 @@ def test_whole_numbers_are_numbers():
     ],
 )
 def test_words_of_the_command_line(name, text, value):
-    assert registry.parse(f"room.waves.{name}", settings(WAVES, "waves")[name], text) == value
+    assert values.parse(f"room.waves.{name}", settings(WAVES, "waves")[name], text) == value
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_words_of_the_command_line(name, text, value):
 )
 def test_words_that_stand_for_no_value(name, text, message):
     with pytest.raises(UserError, match=message):
-        registry.parse(f"room.waves.{name}", settings(WAVES, "waves")[name], text)
+        values.parse(f"room.waves.{name}", settings(WAVES, "waves")[name], text)
 
 
 def test_an_unknown_entry_or_argument_is_answered_with_the_nearest():
@@ -195,7 +197,9 @@ def test_every_setting_of_every_entry_has_a_meaning_and_a_default(path):
             assert meanings(factory).keys() <= known, f"{path}={name}: Args: names no argument"
             for argument in arguments(factory)[own.positional :]:
                 given = argument.setting is not None and not argument.setting.own
-                assert not (given and argument.required), f"{path}={name}.{argument.name}: a default"
+                assert not (given and argument.required), (
+                    f"{path}={name}.{argument.name}: a default"
+                )
 
 
 @pytest.mark.parametrize("path", registries.REGISTRIES)
@@ -232,8 +236,10 @@ def test_a_new_entrys_arguments_are_settings_the_moment_it_exists(monkeypatch):
     other = from_values(as_values(config))
     other.diffusion.schedule.rough, other.diffusion.schedule.power = True, 4.0
     assert differences(config, other) == ["diffusion.schedule.power: 3.0 -> 4.0"]
-    with pytest.raises(UserError, match="^config.diffusion.schedule: power must be above 0, not -1"):
-        override(config, {"diffusion.schedule.power": "-1"})
+    override(config, {"diffusion.schedule.power": "-1"})
+    with pytest.raises(
+        UserError, match="^config.diffusion.schedule: power must be above 0, not -1"
+    ):
         build(config)
     with pytest.raises(UserError, match="steep has no argument 'powr'; did you mean 'power'?"):
         config.diffusion.schedule.powr = 1.0

@@ -49,12 +49,15 @@ TOLERANCE = {name: {"rtol": 1e-5, "atol": 1e-6} for name in CASES} | {
 MIXTURE = Mixture(np.array([0.3, 0.7]), np.array([[-0.9, 0.4], [0.6, -0.2]]), np.array([0.25, 0.2]))
 
 
+def _summary(name):
+    """The docstring's first paragraph, in one line."""
+    return " ".join(SAMPLERS[name].__doc__.split("\n\n")[0].split())
+
+
 def _order(name):
     """(the order stated in the docstring's first sentence, whether it is a weak one), None for
     none."""
-    found = re.search(
-        r"(weakly )?of order (\d)", SAMPLERS[name.split()[0]].__doc__.split("\n\n")[0]
-    )
+    found = re.search(r"(weakly )?of order (\d)", _summary(name.split()[0]))
     return found and (int(found[2]), bool(found[1]))
 
 
@@ -80,8 +83,8 @@ DETERMINISTIC = [name for name in CASES if name not in STOCHASTIC and name not i
 
 
 def test_every_docstring_names_its_source_and_its_order():
-    for name, factory in SAMPLERS.items():
-        summary = factory.__doc__.split("\n\n")[0]
+    for name in SAMPLERS:
+        summary = _summary(name)
         assert re.search(r"et al\. 20\d\d|& \w+ 20\d\d", summary), f"{name} names no paper"
         assert re.search(r"of order \d|of no order", summary), f"{name} states no order"
 

@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_config
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.runs.build import check_together
+from diffusion_jax.runs.checks import check_together
 from diffusion_jax.training.profiling import Profile
 
 
