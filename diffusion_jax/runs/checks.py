@@ -6,7 +6,7 @@ import jax
 
 from diffusion_jax.codecs import Codec
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.core.types import PyTree, Schedule
+from diffusion_jax.core.types import PyTree, Schedule, Variance
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registry import make
 from diffusion_jax.training.profiling import parse_steps
@@ -88,6 +88,17 @@ def check_freeze(pattern: str, params: PyTree) -> None:
         raise UserError(f"config.training.freeze is no regular expression: {error}") from None
     except ValueError as error:
         raise UserError(f"config.training.freeze: {error}") from None
+
+
+def check_trains(config: Config, variance: Variance) -> None:
+    """Raises UserError where the network has a learned variance that the loss would leave as it is.
+
+    Of training alone: a run made of imported weights draws whatever its loss."""
+    if variance == "learned_range" and config.diffusion.loss.entry == "denoising":
+        raise UserError(
+            "config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, "
+            "not by denoising"
+        )
 
 
 def check_clippable(config: Config, codec: Codec) -> None:
