@@ -63,7 +63,7 @@ OF_TRAIN = [
     ("training.init=runs/none", "config.training.init must be the workdir of a run, but runs/none"),
     ("training.freeze=no_such", "config.training.freeze: 'no_such' names none of the parameters"),
     ("training.freeze=.", "config.training.freeze: '.' names all of the parameters"),
-    ("training.freeze=(", "config.training.freeze is no regular expression: "),
+    ("training.freeze=(", "config.training.freeze: '(' is no regular expression: "),
     ("model.channel_mult=1,1,1,1,1", "cannot be halved 4 times"),
     ("model.attention_resolutions=8 model.heads=3", "3"),
     ("model.attention_resolutions=5", "the levels have heights [8]"),
