@@ -140,13 +140,15 @@ def main() -> int:
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     span = f"{min(steps):.2f} ... {max(steps):.2f}"
     print(
-        f"training       {needed:8.2f} images/s, {span}, batch {options.train_batch}, {device}, {os.cpu_count()} cores"
+        f"training       {needed:8.2f} images/s, {span}, batch {options.train_batch}, {device}, "
+        f"{os.cpu_count()} cores"
     )
     slow = []
     for name, measured in rates.items():
         rate = statistics.median(measured)
         print(
-            f"{name:14} {rate:8.0f} images/s, {min(measured):.0f} ... {max(measured):.0f}, {rate / needed:.0f} times training"
+            f"{name:14} {rate:8.0f} images/s, {min(measured):.0f} ... {max(measured):.0f}, "
+            f"{rate / needed:.0f} times training"
         )
         slow += [name] if rate < LEAST * needed else []
     if slow:

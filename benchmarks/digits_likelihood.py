@@ -1,6 +1,7 @@
 """What Improved DDPM's three ideas do for the likelihood of the digits, over several seeds.
 
-Command:   python benchmarks/digits_likelihood.py [--workdir runs/likelihood] [--seeds 3] [--steps 500]
+Command:   python benchmarks/digits_likelihood.py [--workdir runs/likelihood] [--seeds 3]
+           [--steps 500]
 
 Trains the digits with linear and cosine schedules, L_simple with a fixed variance, L_hybrid and
 L_vlb with a learned one, and prints the held-out bits/dim (all terms of T = 200, the 180 test

@@ -1,6 +1,7 @@
 """How good the samples of the digits run are, by a classifier trained on the real digits.
 
-Command:   python benchmarks/digits_quality.py [--workdir runs/digits] [--num 1000] [--sampler dpmpp_2m --grid logsnr ...]
+Command:   python benchmarks/digits_quality.py [--workdir runs/digits] [--num 1000]
+           [--sampler dpmpp_2m --grid logsnr ...]
            python benchmarks/digits_quality.py --edits runs/digits/edits/.../edits.npz
 
 Prints the accuracy of an SVM (RBF kernel, trained on the 1,617 real training digits) on the 180
@@ -91,7 +92,8 @@ def main() -> int:
     distance = lambda images: np.median(neighbours.kneighbors(flat(images))[0])
 
     sampling = config.sampling
-    how = f"{sampling.sampler.entry} {sampling.grid.entry} {sampling.steps}, guidance {sampling.guidance:g}, seed {sampling.seed}"
+    how = f"{sampling.sampler.entry} {sampling.grid.entry} {sampling.steps}, "
+    how += f"guidance {sampling.guidance:g}, seed {sampling.seed}"
     print(f"{options.num} samples of step {step}, {how}")
     print(f"real held-out digits recognised   {real:8.1%}   (at least 98 %)")
     print(f"samples recognised as asked       {drawn:8.1%}   (at least 95 %)")
@@ -99,7 +101,8 @@ def main() -> int:
     print(f"difference of the pixel deviation {std:8.2%}   of the range (at most 3 %)")
     near, usual = distance(samples), distance(test.images)
     print(
-        f"median distance to the nearest training image: samples {near:.2f}, held-out digits {usual:.2f}"
+        f"median distance to the nearest training image: samples {near:.2f}, held-out digits "
+        f"{usual:.2f}"
     )
     return 0 if real >= 0.98 and drawn >= 0.95 and mean <= 0.03 and std <= 0.03 else 1
 

@@ -10,11 +10,13 @@ or by SIGTERM, and started again, by the same command, so often as asked; then i
 Every fifth blow may fall at any time since the process began, the others fall within two seconds
 after its first save began. Exits with status 1 where
 
-- the newest whole checkpoint after a blow is older than the newest that was complete before it, or is damaged;
+- the newest whole checkpoint after a blow is older than the newest that was complete before it, or
+  is damaged;
 - the next start does not go on from it, or calls a checkpoint damaged;
-- SIGTERM ends a run that has begun with another status than 143, or without a checkpoint of its last step;
-- in the end a parameter, the optimizer's state, the place in the data or a line of metrics.jsonl differs, in one bit, from
-  those of a run of the same length that nothing disturbed.
+- SIGTERM ends a run that has begun with another status than 143, or without a checkpoint of its
+  last step;
+- in the end a parameter, the optimizer's state, the place in the data or a line of metrics.jsonl
+  differs, in one bit, from those of a run of the same length that nothing disturbed.
 """
 
 import argparse
@@ -147,7 +149,8 @@ def strike(
     else:
         faults.expect(status == -signal.SIGKILL, f"{name}: status {status}: {output[-600:]}")
     print(
-        f"{name}: newest {left[-1] if left else None}, during a save: {'yes' if partial else 'no'}, "
+        f"{name}: newest {left[-1] if left else None}, during a save: "
+        f"{'yes' if partial else 'no'}, "
         f"during a removal: {'yes' if half_gone else 'no'}",
         flush=True,
     )
@@ -220,17 +223,20 @@ def main() -> int:
     starts = [result["start"] for _, result in results if result["start"]]
     print(f"kill -9: {len(kills)}, of them during a save {sum(k['save'] for k in kills)}, ", end="")
     print(
-        f"during the removal of an old checkpoint {sum(k['removal'] for k in kills)}; SIGTERM: {len(results) - len(kills)}"
+        f"during the removal of an old checkpoint {sum(k['removal'] for k in kills)}; SIGTERM: "
+        f"{len(results) - len(kills)}"
     )
     print(
-        f"steps gained between two blows: {[result['steps'] for _, result in results]}, {length} in all"
+        f"steps gained between two blows: {[result['steps'] for _, result in results]}, {length} "
+        "in all"
     )
     first = np.median(starts) if starts else float("nan")
     print(
         f"seconds to the first save: median {first:.1f}; in all {time.perf_counter() - began:.0f}"
     )
     print(
-        f"checkpoints lost, damaged or not gone on from, and differences from the undisturbed run: {faults.found}"
+        "checkpoints lost, damaged or not gone on from, and differences from the undisturbed "
+        f"run: {faults.found}"
     )
     return 1 if faults.found else 0
 

@@ -77,7 +77,8 @@ def main() -> int:
     cpu.tune()
     report: dict = {"start": START, "training": [], "chains": {}}
     print(
-        f"{'batch':>8}{'resolution':>12}{'channels':>10}{'GFLOP':>10}{'step, s':>10}{'GFLOP/s':>10}{'MB':>10}"
+        f"{'batch':>8}{'resolution':>12}{'channels':>10}{'GFLOP':>10}{'step, s':>10}"
+        f"{'GFLOP/s':>10}{'MB':>10}"
     )
     settings = [
         START,

@@ -1,7 +1,8 @@
 """The speed of the Improved DDPM U-Net, beside diffusers' `UNet2DModel` in PyTorch, set to the same
 layers.
 
-Command:   python benchmarks/unet.py [--seconds 4] [--rounds 5] [--json FILE]    (needs `pip install -e .[benchmark]`)
+Command:   python benchmarks/unet.py [--seconds 4] [--rounds 5] [--json FILE]
+           (needs `pip install -e .[benchmark]`)
 Hardware:  any; ten minutes on two cores with --rounds 3 --seconds 3
 
 A training step (ours with L_hybrid and a run's metrics, PyTorch's with the mean squared error and
@@ -119,12 +120,18 @@ def pytorch(batch: int, dtype: str, channels_last: bool) -> tuple[dict, float]:
     torch, diffusers = importlib.import_module("torch"), importlib.import_module("diffusers")
     counting = importlib.import_module("torch.utils.flop_counter")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    down, attention = "DownBlock2D", "AttnDownBlock2D"
+    levels = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "DownBlock2D")
     model = diffusers.UNet2DModel(
-        sample_size=32, in_channels=3, out_channels=6, layers_per_block=2, block_out_channels=(64, 128, 128, 128),
-        down_block_types=(down, attention, attention, down), attention_head_dim=32, resnet_time_scale_shift="scale_shift",
-        up_block_types=tuple(kind.replace("Down", "Up") for kind in (down, attention, attention, down)),
-    ).to(device)  # fmt: skip
+        sample_size=32,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=2,
+        block_out_channels=(64, 128, 128, 128),
+        down_block_types=levels,
+        up_block_types=tuple(kind.replace("Down", "Up") for kind in levels),
+        attention_head_dim=32,
+        resnet_time_scale_shift="scale_shift",
+    ).to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
     x = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=layout)
@@ -253,7 +260,8 @@ def main() -> int:
         for name, median in medians.items():
             fraction = counts[work] * candidates["PyTorch"][1] / limit / median
             print(
-                f"    {name:24} {median:7.3f} s   {fraction:4.0%} of the limit, {len(by_name[name])} runs"
+                f"    {name:24} {median:7.3f} s   {fraction:4.0%} of the limit, "
+                f"{len(by_name[name])} runs"
             )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")

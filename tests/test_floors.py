@@ -107,9 +107,7 @@ def test_the_top_holds_folders_and_one_file():
 
 
 def test_files_are_neither_long_nor_main_a_program():
-    lengths = {
-        name: len(path.read_text().splitlines()) for name, path in _modules(PACKAGE).items()
-    }
+    lengths = {name: len(path.read_text().splitlines()) for name, path in _modules(PACKAGE).items()}
     assert {name: n for name, n in lengths.items() if n > 350} == {}
     assert len((PACKAGE.parent / "main.py").read_text().splitlines()) < 80
 

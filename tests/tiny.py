@@ -47,21 +47,21 @@ def mlp_config(**training) -> Config:
     """The tiny run with a perceptron, whose step compiles in a moment, where the network is of no
     matter."""
     config = tiny_config(**training)
-    config.model = use("mlp", width=16, depth=1)
+    config.model = use("mlp", width=64, depth=1)
     return config
 
 
 TINY_FILE = """
 import sys
 sys.path.insert(0, {tests!r})
-from tiny import tiny_config as get_config
+from tiny import {config} as get_config
 """
 
 
-def experiment_file(folder: pathlib.Path) -> pathlib.Path:
-    """An experiment file of the tiny run, for the command line."""
+def experiment_file(folder: pathlib.Path, config: str = "tiny_config") -> pathlib.Path:
+    """An experiment file of a run of this module, for the command line."""
     path = folder / "tiny_experiment.py"
-    path.write_text(TINY_FILE.format(tests=str(ROOT / "tests")))
+    path.write_text(TINY_FILE.format(tests=str(ROOT / "tests"), config=config))
     return path
 
 

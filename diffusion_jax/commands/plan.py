@@ -11,6 +11,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import cpu, flops, hardware
 from diffusion_jax.devices.parallel import cut_axis
 from diffusion_jax.runs.build import batch_spec, build
+from diffusion_jax.runs.checks import check_trains
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
 from diffusion_jax.training.step import make_train_step
@@ -72,6 +73,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
     the worst that may be."""
     fsdp = config.training.fsdp
     parts, share = build(config), devices * config.training.accumulation_steps
+    check_trains(config, parts.variance)
     if devices < 1:
         raise UserError(f"--devices must be at least 1, not {devices}")
     if fsdp < 1 or devices % fsdp:

@@ -39,6 +39,7 @@ from diffusion_jax.runs.build import (
     table_betas,
     with_range,
 )
+from diffusion_jax.runs.checks import check_trains
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import params_of, weak_params
@@ -102,8 +103,8 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
         pending, pauses = None, True
         while step < settings.num_steps:
             # Between pictures and checkpoints the host waits for one thing, the metrics of the step
-            # before, while an accelerator has this one to do (test_train_waits.py counts). A CPU tuned by
-            # `cpu.tune` has done it by then.
+            # before, while an accelerator has this one to do (test_train_waits.py counts). A CPU
+            # tuned by `cpu.tune` has done it by then.
             if pauses:
                 run.log.restart_clock(step)
             with profile.begin(step, settings.steps_per_call):
@@ -163,6 +164,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     settings = config.training
     config, source = with_range(config)
     parts = build(config)
+    check_trains(config, parts.variance)
     lay = layout(settings.parallel, settings.fsdp)
     check_batch(settings.batch_size, settings.accumulation_steps)
     number, processes = process()

@@ -1,12 +1,10 @@
 """What must hold between the settings of a run, in one line where it does not."""
 
-import re
-
 import jax
 
 from diffusion_jax.codecs import Codec
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.core.types import PyTree, Schedule
+from diffusion_jax.core.types import PyTree, Schedule, Variance
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registry import make
 from diffusion_jax.training.profiling import parse_steps
@@ -84,10 +82,19 @@ def check_freeze(pattern: str, params: PyTree) -> None:
     """Raises UserError where training.freeze names no parameters, or all of them."""
     try:
         split(params, pattern)
-    except re.error as error:
-        raise UserError(f"config.training.freeze is no regular expression: {error}") from None
     except ValueError as error:
         raise UserError(f"config.training.freeze: {error}") from None
+
+
+def check_trains(config: Config, variance: Variance) -> None:
+    """Raises UserError where the network has a learned variance that the loss would leave as it is.
+
+    Of training alone: a run made of imported weights draws whatever its loss."""
+    if variance == "learned_range" and config.diffusion.loss.entry == "denoising":
+        raise UserError(
+            "config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, "
+            "not by denoising"
+        )
 
 
 def check_clippable(config: Config, codec: Codec) -> None:

@@ -2,8 +2,8 @@
 
 A command is a module of `diffusion_jax.commands`, found by its name: `export_weights.py` is
 `export-weights`, `import_.py` is `import`. It has a docstring, whose first line says what it does
-and whose lines `python main.py ...` show how; `run(given) -> str`, what is printed at the end; and, where it
-needs them, `FLAGS`, its flags beside --workdir and --config, and `NEEDS`.
+and whose lines `python main.py ...` show how; `run(given) -> str`, what is printed at the end; and,
+where it needs them, `FLAGS`, its flags beside --workdir and --config, and `NEEDS`.
 """
 
 import ast

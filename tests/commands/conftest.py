@@ -1,7 +1,7 @@
 """Two tiny runs, trained once a process of the tests, and what the commands' tests share."""
 
 import pytest
-from tiny import tiny_config
+from tiny import mlp_config, tiny_config
 
 from diffusion_jax.commands import train
 from diffusion_jax.runs.config import use
@@ -9,7 +9,7 @@ from diffusion_jax.runs.config import use
 
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory):
-    """A run of four steps."""
+    """A U-Net of four steps."""
     folder = tmp_path_factory.mktemp("commands") / "run"
     train.train(tiny_config(num_steps=4, eval_every=0), folder)
     return folder
@@ -17,17 +17,17 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """(config, workdir) of eight steps in one go, with held-out losses."""
-    config, workdir = tiny_config(), tmp_path_factory.mktemp("undisturbed") / "run"
+    """(config, workdir) of eight steps of a perceptron in one go, with held-out losses."""
+    config, workdir = mlp_config(), tmp_path_factory.mktemp("undisturbed") / "run"
     train.train(config, workdir)
     return config, workdir
 
 
 @pytest.fixture(scope="session")
 def improved(tmp_path_factory):
-    """A run with learned variance, the hybrid loss, importance-sampled t and labels dropped."""
+    """A perceptron with learned variance, the hybrid loss, importance-sampled t, labels dropped."""
     folder = tmp_path_factory.mktemp("improved") / "run"
-    config = tiny_config(num_steps=4, eval_every=0)
+    config = mlp_config(num_steps=4, eval_every=0)
     config.model.learned_variance = True
     config.diffusion.loss = "hybrid"
     config.conditioning = use("label", dropout=0.2)

@@ -1,4 +1,4 @@
-"""What the program says to bad input: one line with the nearest right one, and no trace of a run."""
+"""What the program says to bad input: one line with the nearest right one, no trace of a run."""
 
 import pytest
 from tiny import experiment_file, main_run, run_command
@@ -52,7 +52,7 @@ OF_TRAIN = [
     ("sampling.sampler=dimm", "did you mean 'ddim'?"),
     ("data.source=digit", "did you mean 'digits'?"),
     ("data.shape=32,32,3", "images of shape (8, 8, 1), but config.data.shape is (32, 32, 3)"),
-    ("data.shape=8,8", "a height, a width and channels, not (8, 8)"),
+    ("data.shape=8,8", "config.data.shape: images have a height, a width and channels, not (8, 8)"),
     ("data.eval_split=validation", "splits train and test"),
     ("data.source=tfds", "config.data.source.name is empty; it is the data set"),
     ("training.accumulation_steps=3", "training.batch_size=16 is not divisible"),
@@ -63,12 +63,12 @@ OF_TRAIN = [
     ("training.init=runs/none", "config.training.init must be the workdir of a run, but runs/none"),
     ("training.freeze=no_such", "config.training.freeze: 'no_such' names none of the parameters"),
     ("training.freeze=.", "config.training.freeze: '.' names all of the parameters"),
-    ("training.freeze=(", "config.training.freeze is no regular expression: "),
+    ("training.freeze=(", "config.training.freeze: '(' is no regular expression: "),
     ("model.channel_mult=1,1,1,1,1", "cannot be halved 4 times"),
     ("model.attention_resolutions=8 model.heads=3", "3"),
     ("model.attention_resolutions=5", "the levels have heights [8]"),
     ("model.dtype=float16", "use bfloat16, which has float32's range"),
-    ("diffusion.loss.norm=l3", "config.diffusion.loss.norm has no 'l3'; known: l1, l2"),
+    ("diffusion.loss.norm=l3", "config.diffusion.loss.norm has no 'l3'; did you mean 'l2'?"),
     ("diffusion.loss=hybrid", "set model.learned_variance=true"),
     ("model.learned_variance=true", "is trained by config.diffusion.loss=hybrid or vlb"),
     ("diffusion.loss=vlb diffusion.weighting=p2", "not of vlb"),
@@ -82,7 +82,7 @@ OF_TRAIN = [
     ("conditioning=label,augmentation", "set data.flip=false"),
     ("conditioning=given data.flip=false", "the data have no entry 'text'; they have image, label"),
     ("diffusion.schedule=vp", "this distribution of t needs a table schedule"),
-    ("diffusion.schedule=vp diffusion.loss=vlb",
+    ("diffusion.schedule=vp diffusion.timesteps=uniform diffusion.loss=vlb",
      "the variational bound of steps needs a table schedule"),
     ("diffusion.schedule=vp diffusion.prediction=mean",
      "the mean prediction needs a table schedule"),
@@ -124,6 +124,8 @@ OTHERS = [
     (NLL, "likelihood.budget=30", "between 2 and 20"),
     (NLL, "likelihood.split=valid", "splits train and test"),
     (NLL, "likelihood.method=odes", "did you mean 'ode'?"),
+    (("plan", "--config", "{experiment}"), "model.learned_variance=true",
+     "is trained by config.diffusion.loss=hybrid or vlb"),
     (FIGURES, "data.train_split=valid", "splits train and test"),
     (FIGURES, "diffusion.schedule=vp diffusion.timesteps=uniform sampling.grid=uniform",
      "need a table of steps (linear, cosine, sigmoid); vp has config.likelihood.method=ode"),

@@ -3,12 +3,12 @@
 from tiny import main_run
 
 
-def test_weights_go_out_and_come_back_bit_for_bit(improved, tmp_path, capsys):
+def test_weights_go_out_and_come_back_bit_for_bit(workdir, tmp_path, capsys):
     out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
     run = tmp_path / "run"
-    main_run("export-weights", "--workdir", improved, "--weights", out)
+    main_run("export-weights", "--workdir", workdir, "--weights", out)
     assert capsys.readouterr().out == f"weights: {out}\n"
-    config = improved / "config.json"
+    config = workdir / "config.json"
     main_run("import", "--workdir", run, "--config", config, "--weights", out)
     assert "taken on trust: heads=1" in capsys.readouterr().out
     main_run("export-weights", "--workdir", run, "--weights", again)

@@ -77,7 +77,7 @@ def test_samples_are_guided_by_the_label_or_by_a_weaker_run(workdir, improved, i
     # leads nowhere, since it is no weaker
     itself = images(workdir, *weak, f"guide.weak={workdir}")
     assert abs(itself - images(workdir, "num=4")).max() <= 1
-    with pytest.raises(UserError, match=r"a run of another network \(.*model.learned_variance"):
+    with pytest.raises(UserError, match=r"a run of another network \(.*model: 'mlp' -> 'unet'"):
         images(workdir, *weak, f"guide.weak={improved}")
 
 

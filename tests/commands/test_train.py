@@ -54,10 +54,13 @@ def test_a_workdir_holds_what_a_person_looks_for(undisturbed):
     assert "trained to step 8" in (workdir / "log.txt").read_text()
 
 
-def test_four_and_four_steps_are_eight_bit_for_bit(undisturbed, tmp_path):
-    train.train(tiny_config(num_steps=4), tmp_path / "run")
-    train.train(tiny_config(), tmp_path / "run")
-    assert_same_run(undisturbed, tmp_path / "run")
+def test_four_and_four_steps_are_eight_bit_for_bit(workdir, tmp_path):
+    config = tiny_config(eval_every=0)  # a U-Net with dropout
+    shutil.copytree(workdir, tmp_path / "run")
+    for name in ("run", "whole"):
+        train.train(config, tmp_path / name)
+    assert "resuming at step 4" in (tmp_path / "run" / "log.txt").read_text()
+    assert_same_run((config, tmp_path / "whole"), tmp_path / "run")
 
 
 def test_a_complete_run_started_again_changes_nothing(undisturbed):
@@ -82,16 +85,16 @@ def test_a_signal_saves_first_and_the_run_goes_on(
 
     monkeypatch.setattr(train, "record", signal_while_it_runs)
     with pytest.raises(Interrupted) as stopped:
-        train.train(tiny_config(), tmp_path / "run")
+        train.train(mlp_config(), tmp_path / "run")
     assert stopped.value.status == 128 + number
     assert Checkpoints(tmp_path / "run", read_only=True).latest() == during
     monkeypatch.setattr(train, "record", record)
-    train.train(tiny_config(), tmp_path / "run")
+    train.train(mlp_config(), tmp_path / "run")
     assert_same_run(undisturbed, tmp_path / "run")
 
 
 def test_kill_minus_nine_then_the_same_command_is_the_same_run(undisturbed, tmp_path):
-    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
+    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path, "mlp_config"))
     # A slow tail, so that the kill falls after the first checkpoint and before the end.
     running = subprocess.Popen(
         command(*arguments, "--config.training.num_steps=100000"),
@@ -118,7 +121,7 @@ def test_kill_minus_nine_then_the_same_command_is_the_same_run(undisturbed, tmp_
         f"--config.training.num_steps={length}",
     )
     assert run_command(*alone).returncode == 0
-    assert_same_run((tiny_config(), tmp_path / "undisturbed"), tmp_path / "run")
+    assert_same_run((mlp_config(), tmp_path / "undisturbed"), tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_from(
@@ -131,9 +134,9 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_fro
     damaged[len(damaged) // 2] ^= 1
     data.write_bytes(damaged)
     # as `sample` and `nll`
-    _, step = restore_params(tiny_config(), build(tiny_config()), workdir, ema=True)
+    _, step = restore_params(mlp_config(), build(mlp_config()), workdir, ema=True)
     assert step == 4 and "the checkpoint of step 8 is damaged" in capsys.readouterr().err
-    train.train(tiny_config(), workdir)
+    train.train(mlp_config(), workdir)
     said = "the checkpoint of step 8 is damaged (state/"
     assert said in capsys.readouterr().out and said in (workdir / "log.txt").read_text()
     assert (workdir / "damaged" / "8").is_dir()
@@ -181,7 +184,7 @@ def test_training_drops_labels_and_the_held_out_loss_keeps_them(tmp_path, monkey
 
 
 def test_several_steps_a_call_give_the_same_curve(undisturbed, tmp_path):
-    train.train(tiny_config(steps_per_call=2, num_steps=4, log_every=4), tmp_path / "run")
+    train.train(mlp_config(steps_per_call=2, num_steps=4, log_every=4), tmp_path / "run")
     same, reference = curves(tmp_path / "run")[0], curves(undisturbed[1])[3]
     assert same.keys() == reference.keys()
     for name, value in reference.items():
@@ -212,13 +215,11 @@ def test_steps_per_call_must_divide_the_step_of_the_last_whole_checkpoint(tmp_pa
 
 def test_a_profile_of_some_steps_changes_no_number(undisturbed, tmp_path):
     train.train(
-        tiny_config(num_steps=4, profile_steps="3:6"), tmp_path / "run"
+        mlp_config(num_steps=4, profile_steps="3:6"), tmp_path / "run"
     )  # ends within the profiled steps
     assert len(traces(tmp_path / "run")) == 1
     assert not traces(undisturbed[1])
-    train.train(
-        tiny_config(profile_steps="3:5"), tmp_path / "run"
-    )  # goes on within them, at step 5
+    train.train(mlp_config(profile_steps="3:5"), tmp_path / "run")  # goes on within them, at step 5
     assert len(traces(tmp_path / "run")) == 2
     assert_same_run(undisturbed, tmp_path / "run")
     assert (tmp_path / "run" / "log.txt").read_text().count(

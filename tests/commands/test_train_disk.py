@@ -1,4 +1,4 @@
-"""Runs whose disk is full or read-only: one line, no file left open, and the run goes on afterwards."""
+"""Runs whose disk is full or read-only: one line, no file left open, and later they go on."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import sys
 
 import jax
 import pytest
-from tiny import assert_same_run, command, environment, experiment_file, final_state, tiny_config
+from tiny import assert_same_run, command, environment, experiment_file, final_state, mlp_config
 
 from diffusion_jax.commands import train
 from diffusion_jax.core.errors import UserError
@@ -46,7 +46,8 @@ def test_a_picture_without_space_stops_the_run_with_one_line(undisturbed, tmp_pa
 
 LIMITED = (
     "import os, resource, sys; "
-    "resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),)); os.execv(sys.argv[2], sys.argv[2:])"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv[1]),)); os.execv(sys.argv[2], "
+    "sys.argv[2:])"
 )
 
 
@@ -60,7 +61,7 @@ def start(arguments, largest_file=None):
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_one_line(undisturbed, tmp_path):
     """In orbax's thread, by a limit on the size of files, which needs no rights; and the run goes
     on when there is space."""
-    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
+    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path, "mlp_config"))
     shutil.copytree(undisturbed[1], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
     size_of_pictures = max(
@@ -75,7 +76,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_one_line(undistu
         ": File too large; the last one is that of step 4, and the same command goes on from there"
         in line
     )
-    train.train(tiny_config(), tmp_path / "run")
+    train.train(mlp_config(), tmp_path / "run")
     assert "resuming at step 4" in (tmp_path / "run" / "log.txt").read_text()
     assert_same_run(undisturbed, tmp_path / "run")
 
@@ -112,7 +113,7 @@ def test_a_run_that_cannot_write_leaves_no_file_open(small_disk, size, begun):
     disk, remount = small_disk
     remount(f"size={size}")
     with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
-        train.train(tiny_config(), disk / "run")
+        train.train(mlp_config(), disk / "run")
     assert open_files(disk) == []
     assert ("starting" in (disk / "run" / "log.txt").read_text()) == begun
 
@@ -124,14 +125,14 @@ def test_a_profile_that_cannot_be_written_leaves_no_file_open(tmp_path, monkeypa
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **options: None)
     monkeypatch.setattr(jax.profiler, "stop_trace", full)
     with pytest.raises(UserError, match=r"cannot be written: No space left on device"):
-        train.train(tiny_config(profile_steps="1:99", num_steps=3), tmp_path / "run")
+        train.train(mlp_config(profile_steps="1:99", num_steps=3), tmp_path / "run")
     assert open_files(tmp_path) == []
 
 
 def test_a_small_disk(undisturbed, small_disk, tmp_path):
     """Full during a save, then with space again, then read-only."""
     disk, remount = small_disk
-    config = tiny_config()
+    config = mlp_config()
     with pytest.raises(UserError, match=r"No space left on device") as error:
         train.train(config, disk / "run")
     assert "\n" not in str(error.value)
@@ -145,5 +146,5 @@ def test_a_small_disk(undisturbed, small_disk, tmp_path):
     ).read_text().splitlines()[-2]
     remount("ro")
     with pytest.raises(UserError, match="cannot be written: Read-only file system"):
-        train.train(tiny_config(num_steps=12), disk / "run")
+        train.train(mlp_config(num_steps=12), disk / "run")
     assert int(final_state(config, disk / "run")[0].step) == 8

@@ -41,7 +41,7 @@ def test_images_a_second_are_those_of_the_steps_alone(tmp_path, monkeypatch, wai
 
     monkeypatch.setattr("diffusion_jax.training.logging.time.perf_counter", lambda: now[0])
     for name in ("draw_picture", "finish"):
-        monkeypatch.setattr(train, name, lambda run, state: None)
+        monkeypatch.setattr(train, name, lambda run, state, **options: None)
     monkeypatch.setattr(train, "save", lambda run, state, wait: None)
     monkeypatch.setattr(train, "evaluate", evaluate)
     train.take_all_steps(run._replace(take_steps=take_steps), state.replace(step=0))
@@ -92,7 +92,7 @@ def test_the_host_waits_for_nothing_but_the_metrics_of_the_step_before(tmp_path,
     )
     monkeypatch.setattr(train, "draw_picture", lambda run, state: None)
     monkeypatch.setattr(train, "save", lambda run, state, wait: None)
-    monkeypatch.setattr(train, "finish", lambda run, state: None)
+    monkeypatch.setattr(train, "finish", lambda run, state, **options: None)
     train.train(run.config, tmp_path / "run")
     expected = [("step", 1)]
     for step in range(2, 9):

@@ -50,7 +50,10 @@ def test_a_tuned_process_computes_the_same(tmp_path):
 
 
 def test_a_setting_of_the_user_is_left_alone():
-    program = "import os; from diffusion_jax.devices.cpu import *; tune(); print(os.environ['XLA_FLAGS'], evaluating(), once())"
+    program = (
+        "import os; from diffusion_jax.devices.cpu import *; tune(); "
+        "print(os.environ['XLA_FLAGS'], evaluating(), once())"
+    )
     given = "--xla_cpu_experimental_ynn_fusion_type=dot"
     variables = environment(XLA_FLAGS=given, JAX_PLATFORMS="cpu")
     done = subprocess.run(

@@ -25,7 +25,8 @@ OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 def devices(count: int, **more) -> dict:
     return environment(
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0",
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={count} "
+        "--xla_backend_optimization_level=0",
         **more,
     )
 

@@ -1,4 +1,4 @@
-"""Features that are kept: made once, by one process at a time, and gone on with where they stopped."""
+"""Features that are kept: made once, by one process at a time, gone on with where they stopped."""
 
 import subprocess
 import sys

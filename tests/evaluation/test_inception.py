@@ -98,7 +98,8 @@ def numbered(prefix, *names):
 CHAIN = ("conv", "conv_1", "conv_2", "conv_3", "conv_4")
 LAYERS = list(zip(("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"), CHAIN, strict=True))
 LAYERS = [(f"Conv2d_{theirs}", ours) for theirs, ours in LAYERS]
-BRANCHES = {  # by the sizes and the order of layers in torchvision's models/inception.py and in the graph
+# by the sizes and the order of layers in torchvision's models/inception.py and in the graph
+BRANCHES = {
     "5b mixed, 5c mixed_1, 5d mixed_2": [
         ("branch1x1", "conv"),
         *numbered("branch5x5", "tower.conv", "tower.conv_1"),

@@ -18,7 +18,10 @@ def cache(tmp_path_factory):
         yield
 
 
-def of(name, data=RunData((8, 8, 1), "digits", sources.digits), said=None):
+DIGITS = RunData((8, 8, 1), "digits", sources.digits)
+
+
+def of(name, data=DIGITS, said=None):
     """The reference of that name by its pixels."""
     says = [] if said is None else [said.append]
     return references.reference(str(name), data, features.load("pixels"), 4, *says)

@@ -212,7 +212,8 @@ const elements = {}, listeners = {}, kept = {};
 const make = () => ({style: {}, blur() {}, click() { if (this.download) console.log(this.href); }});
 globalThis.document = {getElementById: name => elements[name] ??= make(), createElement: make,
   addEventListener: (kind, act) => listeners[kind] = act};
-globalThis.localStorage = {getItem: name => kept[name] ?? null, setItem: (name, value) => kept[name] = value};
+globalThis.localStorage = {getItem: name => kept[name] ?? null,
+  setItem: (name, value) => kept[name] = value};
 globalThis.addEventListener = () => {};
 globalThis.innerWidth = 1000; globalThis.innerHeight = 800;
 globalThis.Blob = class { constructor(parts) { this.text = parts[0]; } };

@@ -1,4 +1,4 @@
-"""A trained run from its workdir: what it must agree with, and how many steps a tolerance asks for."""
+"""A trained run from its workdir: what it must agree with, how many steps a tolerance asks for."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Registries: an entry's signature is the one place of its settings, and what a config makes of them."""
+"""Registries: an entry's signature is the one place of its settings, which a config sets."""
 
 from typing import Annotated, Literal
 
@@ -236,10 +236,10 @@ def test_a_new_entrys_arguments_are_settings_the_moment_it_exists(monkeypatch):
     other = from_values(as_values(config))
     other.diffusion.schedule.rough, other.diffusion.schedule.power = True, 4.0
     assert differences(config, other) == ["diffusion.schedule.power: 3.0 -> 4.0"]
+    override(config, {"diffusion.schedule.power": "-1"})
     with pytest.raises(
         UserError, match="^config.diffusion.schedule: power must be above 0, not -1"
     ):
-        override(config, {"diffusion.schedule.power": "-1"})
         build(config)
     with pytest.raises(UserError, match="steep has no argument 'powr'; did you mean 'power'?"):
         config.diffusion.schedule.powr = 1.0

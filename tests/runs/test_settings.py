@@ -90,7 +90,10 @@ def test_python_names_entries_by_a_word_or_by_use():
     ("word", "message"),
     [
         ("diffusion.schedule.nm_steps=5", "did you mean 'diffusion.schedule.num_steps'?"),
-        ("diffusion.schedule.sigma_max=40", "cosine has no argument 'sigma_max'; known: num_steps, s"),
+        (
+            "diffusion.schedule.sigma_max=40",
+            "cosine has no argument 'sigma_max'; known: num_steps, s",
+        ),
         ("model.channel=3", "did you mean 'model.channels'?"),
         ("sampling.eta=0.5", "did you mean 'sampling.sampler.eta'?"),
         ("batch_size=3", "config has no field 'batch_size'; did you mean"),
@@ -159,7 +162,7 @@ def test_conditions_in_python():
         (["conditioning.augmentation.probability=0.5"], "add it: config.conditioning=label,augm"),
         (["conditioning=lable"], "config.conditioning has no 'lable'; did you mean 'label'?"),
         (["conditioning=label,label"], "names an entry twice"),
-        (["conditioning.label.dropout=1"], "config.conditioning.label: dropout must be at least 0 and"),
+        (["conditioning.label.dropout=1"], "conditioning.label: dropout must be at least 0 and"),
         (["conditioning.label.drop=1"], "did you mean 'conditioning.label.dropout'?"),
         (["data.num_classes=0", "conditioning.label.dropout=0.1"], "dropout needs labels"),
     ],

@@ -93,7 +93,8 @@ def test_a_failure_in_the_background_is_said_and_the_old_one_stays(saved, monkey
     checkpoints.save(some_state(8), {})
     with pytest.raises(
         UserError,
-        match=r"step 8 cannot be written to .*: No space left on device; the last one is that of step 5",
+        match=r"step 8 cannot be written to .*: No space left on device; "
+        "the last one is that of step 5",
     ):
         checkpoints.save(some_state(9), {})
     checkpoints.close()  # said once

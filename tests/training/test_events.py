@@ -68,5 +68,8 @@ def test_a_run_that_goes_on_takes_back_what_lies_beyond_and_an_evaluation_takes_
 
 def test_torch_is_not_imported_for_it():
     pytest.importorskip("torch", reason="torch is not installed")
-    program = "import sys, diffusion_jax.commands.train; assert 'torch' not in sys.modules; import torch; torch.ones(1)"
+    program = (
+        "import sys, diffusion_jax.commands.train; assert 'torch' not in sys.modules; "
+        "import torch; torch.ones(1)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
