@@ -152,7 +152,7 @@ def test_a_modality_of_point_sets(copy):
         "takes them as they are",
         "points.npz has 'points' of shape (24, 2), but config.data.shape is (7, 2)",
         "config.data.shape: a set of points has the shape P, 2, not (8, 8, 1)",
-        "config.sampling.threshold clips x0 to a range, which the codec floats does not have",
+        "config.sampling.threshold is of x0 in [-1, 1], which that of the codec floats is not",
     )
     for done, complaint in zip(wrong, complaints, strict=True):
         assert_refused(done, complaint)

@@ -19,7 +19,6 @@ from diffusion_jax.data import pipeline
 from diffusion_jax.devices.parallel import equal_batches, map_examples, precision
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
-from diffusion_jax.runs.bits import check_bins
 from diffusion_jax.runs.build import build, load_source
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
@@ -44,6 +43,8 @@ def check_editing(config: Config) -> None:
         raise UserError(
             f"config.editing.task has no {settings.task!r}; {nearest(settings.task, TASKS)}"
         )
+    if sampling.tolerance:
+        raise UserError("config.sampling.tolerance chooses steps for sample and evaluate, not edit")
     if settings.task == "translate" and not classes:
         raise UserError(
             "config.editing.task=translate leads from class to class, but this run has none"
@@ -200,7 +201,7 @@ def apply(job: Job, params, given: dict[str, np.ndarray]) -> dict[str, np.ndarra
         encoded = {
             name.replace("image", "x0"): codec.encode(codec.params, None, a)
             for name, a in given.items()
-            if name.endswith("image")
+            if name in ("image", "other_image")
         }
         return TASKS[task](job, params, given | encoded | {"keys": keys})
 
@@ -239,11 +240,18 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     check_same(config, workdir, only)
     parts, settings, sampling = build(config), config.editing, config.sampling
     check_editing(config)
-    check_bins(parts)
+    if parts.modality.entry != "image" or parts.codec.bins != 256:
+        raise UserError("edit changes 8-bit images as they are, which this run's x0 is not")
     if settings.task in INVERTING:  # clipping would leave the flow
         config = copy(config)
         config.sampling.clip_x0, config.sampling.threshold = False, 0.0
-    job, given = Job(config, parts, load_mask(config)), load_images(config)
+    mask = load_mask(config) if settings.task == "inpaint" else np.ones((1, 1, 1), bool)
+    job, given = Job(config, parts, mask), load_images(config)
+    if missing := [name for name in parts.conditioner.reads if name not in given]:
+        raise UserError(
+            f"config.editing.images={settings.images} has no {missing[0]!r}, which this run is "
+            "told; leave it empty, for examples of the split"
+        )
     params, step = restore_params(config, parts, workdir, sampling.ema)
     weak = weak_params(config, parts)
     if note := draw.advice(config, parts.grid):

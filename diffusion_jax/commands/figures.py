@@ -27,7 +27,7 @@ from diffusion_jax.runs.build import Parts, build, load_source
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import restore_params
-from diffusion_jax.runs.workdir import open_workdir
+from diffusion_jax.runs.workdir import lock, open_workdir
 
 
 def run(given: Given) -> str:
@@ -48,9 +48,9 @@ def beta_ratio(config: Config, folder: pathlib.Path) -> None:
     """beta-tilde / beta by t for three lengths of the config's schedule (Nichol & Dhariwal 2021,
     fig. 1)."""
     figure, ax = _axis("t / T", "posterior variance / beta")
-    name = config.diffusion.schedule.entry
+    name, settings = config.diffusion.schedule.entry, config.diffusion.schedule.values()
     for num_steps in (100, 1000, 4000):
-        betas = schedules.BETAS[name](num_steps)
+        betas = schedules.BETAS[name](**{**settings, "num_steps": num_steps})
         ratio = schedules.posterior_tables(betas)["posterior_variance"] / betas
         t = (np.arange(num_steps) + 1) / num_steps
         ax.semilogx(t, ratio, label=f"{name}, T = {num_steps}")
@@ -201,9 +201,11 @@ def figures(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     check_bins(parts)
     train = load_source(config, config.data.train_split)
     held_out = load_source(config, config.likelihood.split)
-    open_workdir(workdir, config)
+    with lock(workdir):
+        open_workdir(workdir, config)
     folder = make_folder(workdir / "figures")
-    beta_ratio(config, folder)
+    if config.diffusion.schedule.entry in schedules.BETAS:
+        beta_ratio(config, folder)
     alphas_cumprod(folder)
     forward(config, parts, folder, train)
     if (workdir / "checkpoints").is_dir():

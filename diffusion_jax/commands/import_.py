@@ -17,6 +17,7 @@ from diffusion_jax.runs.build import build
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.settings import copy, to_json
+from diffusion_jax.runs.workdir import OF_THE_LOCK
 from diffusion_jax.training.checkpoint import Checkpoints
 
 FLAGS = {
@@ -50,7 +51,7 @@ def import_weights(
     workdir = pathlib.Path(workdir)
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a run already; choose another --workdir")
-    if workdir.is_dir() and any(workdir.iterdir()):
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} - set(OF_THE_LOCK):
         raise UserError(f"{workdir} is not empty; choose another --workdir")
     if len(config.data.shape) != 3:
         raise UserError(

@@ -10,7 +10,7 @@ import jax
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import cpu, flops, hardware
 from diffusion_jax.devices.parallel import cut_axis
-from diffusion_jax.runs.build import batch_spec, build
+from diffusion_jax.runs.build import batch_spec, build, ranged, with_range
 from diffusion_jax.runs.checks import check_trains
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
@@ -72,6 +72,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
     With training.fsdp the parameters that a device gathers count as temporary, all of them at once,
     the worst that may be."""
     fsdp = config.training.fsdp
+    config = with_range(config)[0] if ranged(config) else config
     parts, share = build(config), devices * config.training.accumulation_steps
     check_trains(config, parts.variance)
     if devices < 1:
@@ -118,7 +119,8 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         "frozen": state.frozen,
     }
     sizes = {part: held(tree, fsdp) for part, tree in kinds.items()}
-    sizes["the rest"] = held(state, fsdp) - sum(sizes.values())
+    gathered = size((state.params, state.frozen))
+    sizes["the rest"] = size(state.aux) + size(state.step)  # on every device
     return Plan(
         dtype=config.model.values().get("dtype", "float32"),
         devices=devices,
@@ -126,7 +128,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         parameters=sum(a.size for a in jax.tree.leaves(state.params)),
         state=sizes,
         batch=size(batch) * config.training.steps_per_call,
-        temporary=memory.temp_size_in_bytes + (size(state.params) if fsdp > 1 else 0),
+        temporary=memory.temp_size_in_bytes + (gathered if fsdp > 1 else 0),
         flops=counted,
         xla_flops=costs["flops"],
         rolled=rolled,

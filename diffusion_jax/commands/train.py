@@ -185,9 +185,9 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     evaluate = held_out_loss(config, parts)
     generate = draw.make_generate(config, parts, weak=weak_params(config, parts))
     score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
-    first = None
+    first, changed = None, []
     if settings.init and not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
-        first = params_of(config, parts, settings.init, "training.init")
+        first, changed = params_of(config, parts, settings.init, "training.init", same=False)
 
     if primary():
         open_workdir(workdir, config)
@@ -211,7 +211,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
             plots.schedule(path, parts.schedule, table_betas(config), title)
         log.say(f"{workdir}: {size_of(state)}, {lay}")
         if first is not None:
-            log.say(f"note: it starts from the averaged parameters of {settings.init}")
+            other = f", a run of other settings: {'; '.join(changed)}" if changed else ""
+            log.say(f"note: it starts from the averaged parameters of {settings.init}{other}")
         for note in (*checkpoints.notes, *getattr(source, "notes", ())):
             log.say(f"note: {note}")
         take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
@@ -249,11 +250,9 @@ def held_out_loss(config: Config, parts: Parts) -> Callable:
 
 def start_state(parts: Parts, key: jax.Array, where: TrainState, params: Any = None) -> TrainState:
     """The state before the first step, in its place: of new parameters, or of given ones."""
-    state = initial(parts.init_state, key, where)
     if params is None:
-        return state
-    given = parts.state_of(params, key)
-    return jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), given, state)
+        return initial(parts.init_state, key, where)
+    return initial(parts.state_of, params, where, key)
 
 
 def resumed(

@@ -14,7 +14,7 @@ from diffusion_jax.conditioning.conditioner import Conditioner
 from diffusion_jax.core.components import component
 from diffusion_jax.core.noise import fold_in
 from diffusion_jax.core.settings import TRAINING
-from diffusion_jax.core.types import Array, Kind
+from diffusion_jax.core.types import Array, Kind, Kinds
 
 CONDITIONING = 9  # numbers that tell the network what was done to an image
 SCALE = ANISOTROPY = 2.0**0.2  # A_scale and A_aniso
@@ -43,7 +43,7 @@ def augmentation(probability: Annotated[float, TRAINING] = 0.12) -> Conditioner:
         return {**batch, "image": images}, {"augmentation": told}
 
     return Conditioner(
-        kinds={"augmentation": Kind("vector", CONDITIONING)},
+        kinds=Kinds({"augmentation": Kind("vector", CONDITIONING)}),
         reads=(),
         train=train,
         null=None,

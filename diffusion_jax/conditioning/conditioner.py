@@ -1,9 +1,9 @@
 """The noun of a conditioner, and several of them as one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from diffusion_jax.core.types import Batch, Cond, Kind
+from diffusion_jax.core.types import Batch, Cond, Kind, Kinds
 
 
 class Conditioner(NamedTuple):
@@ -14,15 +14,14 @@ class Conditioner(NamedTuple):
     condition is dropped with its own probability, and augmentation changes the data, too; without
     keys neither happens. null: cond -> the cond of "nothing is known", of the same tree; None
     where the network was never trained for that. example: n -> a cond of n examples of the right
-    shapes, for init, plan and export. num_classes: how many labels a sample can be asked for.
+    shapes, for init, plan and export.
     """
 
-    kinds: Mapping[str, Kind]
+    kinds: Kinds
     reads: tuple[str, ...]
     train: Callable[[Any, Batch], tuple[Batch, Cond]]
     null: Callable[[Cond], Cond] | None
     example: Callable[[int], Cond]
-    num_classes: int = 0
 
 
 def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
@@ -53,10 +52,9 @@ def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
         return {name: value for one in conditioners for name, value in one.example(n).items()}
 
     return Conditioner(
-        kinds=kinds,
+        kinds=Kinds(kinds),
         reads=tuple(dict.fromkeys(name for one in conditioners for name in one.reads)),
         train=train,
         null=null if any(one.null for one in conditioners) else None,
         example=example,
-        num_classes=max((one.num_classes for one in conditioners), default=0),
     )

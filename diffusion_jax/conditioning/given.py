@@ -10,7 +10,7 @@ from diffusion_jax.conditioning.conditioner import Conditioner
 from diffusion_jax.core.components import component
 from diffusion_jax.core.noise import fold_in
 from diffusion_jax.core.settings import TRAINING
-from diffusion_jax.core.types import Kind
+from diffusion_jax.core.types import Kind, Kinds
 from diffusion_jax.data.spec import Spec
 
 
@@ -54,5 +54,5 @@ def given(spec: Spec, name: str = "text", dropout: Annotated[float, TRAINING] = 
         return {name: (jnp.zeros((n, *shape), dtype), jnp.ones((n,), jnp.float32))}
 
     size = shape[-1] if shape else 1
-    kinds = {name: Kind("given", size)}
+    kinds = Kinds({name: Kind("given", size)})
     return Conditioner(kinds, (name,), train, null if dropout else None, example)

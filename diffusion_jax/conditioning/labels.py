@@ -9,7 +9,7 @@ from diffusion_jax.conditioning.conditioner import Conditioner
 from diffusion_jax.core.components import component
 from diffusion_jax.core.noise import fold_in
 from diffusion_jax.core.settings import TRAINING
-from diffusion_jax.core.types import Kind
+from diffusion_jax.core.types import Kind, Kinds
 from diffusion_jax.data.spec import Declared
 
 PART = 1  # of an example's randomness
@@ -31,7 +31,7 @@ def label(declared: Declared, dropout: Annotated[float, TRAINING] = 0.0) -> Cond
     if dropout and not count:
         raise ValueError("dropout needs labels: data.num_classes above 0")
     if not count:
-        return Conditioner({}, (), lambda keys, batch: (batch, {}), None, lambda n: {})
+        return Conditioner(Kinds(), (), lambda keys, batch: (batch, {}), None, lambda n: {})
 
     def train(keys, batch):
         labels = batch["label"]
@@ -44,10 +44,9 @@ def label(declared: Declared, dropout: Annotated[float, TRAINING] = 0.0) -> Cond
         return {"label": jnp.full_like(cond["label"], count)}
 
     return Conditioner(
-        kinds={"label": Kind("index", count + (dropout > 0))},
+        kinds=Kinds({"label": Kind("index", count + (dropout > 0))}),
         reads=("label",),
         train=train,
         null=null if dropout else None,
         example=lambda n: {"label": jnp.zeros((n,), jnp.int32)},
-        num_classes=count,
     )

@@ -27,16 +27,20 @@ Shape = NewType("Shape", tuple)
 class Kind(NamedTuple):
     """How a condition can enter a network, whatever it means.
 
-    how: "index", a row of a table; "vector"; "sequence", of tokens; "image". size: the rows of the
-    table, the length of the vector or of a token, the channels of the image.
+    how: "index", a row of a table; "vector"; "sequence", of tokens; "image"; "given", an entry of
+    the data with a mask, of which the network knows what it means. size: the rows of the table, the
+    length of the vector, of a token or of the entry's last axis, the channels of the image.
     """
 
     how: str
     size: int
 
 
-Kinds = NewType("Kinds", Mapping)
-"""Name of a condition -> its `Kind`."""
+class Kinds(dict):
+    """Name of a condition -> its `Kind`. Not to be changed: it can be hashed."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(frozenset(self.items()))
 
 
 def expand(a: Any, ndim: int) -> jax.Array:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -133,11 +134,12 @@ def place(tree: PyTree) -> PyTree:
     return jax.device_put(tree, layout().whole)
 
 
-def initial(init: Callable, key: jax.Array, where: PyTree) -> PyTree:
-    """init(key), every array made in its place. where: from `Layout.state`."""
-    return jax.jit(
-        init, out_shardings=jax.tree.map(lambda a: a.sharding, where), compiler_options=cpu.once()
-    )(key)
+def initial(init: Callable, key: Any, where: PyTree, *more: Any) -> PyTree:
+    """init(key, *more), every array made in its place, none twice. where: from `Layout.state`."""
+    places = jax.tree.map(lambda a: a.sharding, where)
+    # a result that is an argument, or another result, would else be the same memory
+    apart = lambda *given: jax.tree.map(jnp.copy, init(*given)) if more else init(*given)
+    return jax.jit(apart, out_shardings=places, compiler_options=cpu.once())(key, *more)
 
 
 @contextlib.contextmanager

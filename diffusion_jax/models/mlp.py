@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.core.settings import above
 from diffusion_jax.core.types import Kinds, Shape
-from diffusion_jax.models import conditions, settings
+from diffusion_jax.models import conditions
 
 
 class ResidualBlock(nn.Module):
@@ -68,7 +69,7 @@ def mlp(
     """
     if not shape or min(shape) < 1:
         raise ValueError(f"shape must have at least one axis, and none of 0, not {shape}")
-    settings.positive(width=width, depth=depth, time_scale=time_scale)
+    above(0, width=width, depth=depth, time_scale=time_scale)
     tables, vectors = conditions.split(kinds, "mlp")
     return MLP(
         out_channels=shape[-1] * (2 if learned_variance else 1),

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.core.settings import FREE, TRAINING
+from diffusion_jax.core.settings import FREE, TRAINING, above
 from diffusion_jax.core.types import Kinds, Shape
-from diffusion_jax.models import conditions, settings
+from diffusion_jax.models import conditions
 from diffusion_jax.models.kernels.convolution import upsample
 from diffusion_jax.models.layers import Conv, GroupNorm, SelfAttention
 
@@ -211,7 +211,7 @@ def unet(
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be height, width and channels, not {shape}")
-    settings.positive(channels=channels, blocks=blocks, heads=heads, time_scale=time_scale)
+    above(0, channels=channels, blocks=blocks, heads=heads, time_scale=time_scale)
     if len(channel_mult) < 1 or min(channel_mult) < 1:
         raise ValueError(f"channel_mult needs one number of at least 1 a level, not {channel_mult}")
     if head_channels < 0:

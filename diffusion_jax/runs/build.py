@@ -37,7 +37,7 @@ from diffusion_jax.runs.checks import (
 )
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.guides import Guide
-from diffusion_jax.runs.registry import make
+from diffusion_jax.runs.registry import make, needs
 from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.training.clipping import clip_by_global_norm
 from diffusion_jax.training.optimizers import LearningRate, scheduled
@@ -122,7 +122,7 @@ def _build(config: Config) -> Parts:
     data, diffusion, training = config.data, config.diffusion, config.training
     modality = make(data.modality, {})
     nouns: dict[Any, Any] = {Declared: declared(config)}
-    if any(one.entry not in ("label", "augmentation") for one in config.conditioning):
+    if any(needs(one, Spec) for one in (config.codec, *config.conditioning)):
         nouns[Spec] = source_spec(config, data.train_split)
     codec = make(config.codec, nouns)
     conditioner = joined([make(one, nouns) for one in config.conditioning])
@@ -211,6 +211,11 @@ def check_source(config: Config, source: Any, split: str) -> None:
     sources.check(source, declared(config), split, called, modality.entry)
 
 
+def ranged(config: Config) -> bool:
+    """Whether the data may be floats whose range the config leaves open."""
+    return config.data.source.values().get("range") == ()
+
+
 def with_range(config: Config) -> tuple[Config, Any]:
     """(the config, its training data); where these are floats and no range is set, the config has
     that of the data, which is kept with the run."""
@@ -218,7 +223,7 @@ def with_range(config: Config) -> tuple[Config, Any]:
     check_together(config)
     source = load_source(config, config.data.train_split)
     own = getattr(source, "range", None)
-    if own is not None and not config.data.source.range:
+    if own is not None and ranged(config):
         config = copy(config)
         config.data.source.range = tuple(map(float, own))
     return config, source

@@ -35,6 +35,10 @@ def check_together(config: Config) -> None:
     elif sampling.guide.entry == "autoguidance":
         raise UserError("config.sampling.guide=autoguidance guides by the weight "
                         "config.sampling.guidance, which is 0")  # fmt: skip
+    if "augmentation" in conditions and data.modality.entry != "images":
+        raise UserError(
+            f"config.conditioning: augmentation is of images, not of {data.modality.entry}"
+        )
     if "augmentation" in conditions and data.flip:
         raise UserError(
             "the augmentation mirrors half of the images and tells the network which: "
@@ -99,8 +103,8 @@ def check_trains(config: Config, variance: Variance) -> None:
 
 def check_clippable(config: Config, codec: Codec) -> None:
     """Raises UserError where x0 would be thresholded but has no range."""
-    if config.sampling.threshold and codec.range is None:
+    if config.sampling.threshold and codec.range != (-1.0, 1.0):
         raise UserError(
-            f"config.sampling.threshold clips x0 to a range, which the codec {config.codec.entry} "
-            "does not have"
+            f"config.sampling.threshold is of x0 in [-1, 1], which that of the codec "
+            f"{config.codec.entry} is not"
         )

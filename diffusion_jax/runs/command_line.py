@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.core.errors import UserError, nearest
 from diffusion_jax.runs.config import Config
-from diffusion_jax.runs.settings import load, override
+from diffusion_jax.runs.settings import known_paths, load, override, unknown
 from diffusion_jax.runs.workdir import workdir_path
 
 COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
@@ -137,8 +137,7 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
         return Given(pathlib.Path(), Config(), values)
     workdir, file = texts.get("workdir", ""), texts.get("config", "")
     config, declared = Config(), True
-    checked = Config()  # a misspelt setting is said before a missing flag
-    override_names(checked, settings)
+    check_names(settings)  # a misspelt setting is said before a missing flag
     if not workdir and (needs.workdir or not file):
         hint = "the folder of the run, as in --workdir runs/digits"
         if not needs.workdir:
@@ -172,10 +171,8 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
     return Given(folder, config, values, declared)
 
 
-def override_names(config: Config, settings: Mapping[str, str]) -> None:
+def check_names(settings: Mapping[str, str]) -> None:
     """Raises UserError for settings that no config has, whatever entries it names."""
-    from diffusion_jax.runs.settings import known_paths, unknown
-
     for path in settings:
         if path not in known_paths():
             raise unknown(path)

@@ -71,8 +71,8 @@ def labels(config: Config, index: np.ndarray) -> np.ndarray:
 def make_asked(config: Config, parts: Parts) -> Callable:
     """asked(index [n]) -> the entries of a batch by which sample number index[j] is conditioned.
 
-    Labels are as `labels` says; what else the network is told is that of the held-out example of
-    the same number, round and round."""
+    Labels are as `labels` says. What else the network is told is that of the held-out example of
+    the same number, round and round, and so is its label where none is asked for."""
     others = [name for name in parts.conditioner.reads if name != "label"]
     source = load_source(config, config.data.eval_split) if others else None
 
@@ -81,7 +81,9 @@ def make_asked(config: Config, parts: Parts) -> Callable:
         if source is not None:
             examples = pipeline.examples(source, index % len(source))
             found = {name: examples[name] for name in others}
-        if "label" in parts.conditioner.reads:
+            if config.sampling.label < 0 and "label" in parts.conditioner.reads:
+                found["label"] = examples["label"]
+        if "label" in parts.conditioner.reads and "label" not in found:
             found["label"] = labels(config, index).astype(np.int32)
         return found
 
@@ -160,7 +162,8 @@ def make_run_sampler(
         return parts.sampler
     conditional, other = branches(config, parts, params, cond, weak)
     build = lambda stand_in: combined(config, parts, conditional, stand_in, w)
-    return cached(parts.sampler, other, build, parts.guide.every)
+    between: Any = parts.guide.interval
+    return cached(parts.sampler, other, build, parts.guide.every, between)
 
 
 def told(parts: Parts, asked: dict) -> dict:

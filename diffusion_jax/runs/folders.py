@@ -11,7 +11,7 @@ from diffusion_jax.core.files import write_text
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs.build import Parts, declared
 from diffusion_jax.runs.config import Config
-from diffusion_jax.runs.draw import classes, labels
+from diffusion_jax.runs.draw import classes, make_asked
 from diffusion_jax.runs.settings import as_values
 
 PICTURED = 10  # samples whose reverse process is shown
@@ -29,20 +29,21 @@ def decoded(parts: Parts, x0: Any) -> np.ndarray:
     return np.asarray(parts.codec.decode(parts.codec.params, np.asarray(x0)))
 
 
-def sample_labels(config: Config, count: int) -> np.ndarray | None:
+def sample_labels(config: Config, parts: Parts, count: int) -> np.ndarray | None:
     """The labels of samples 0 ... count - 1, None where the network is told none."""
-    return labels(config, np.arange(count)).astype(np.int32) if classes(config) else None
+    return make_asked(config, parts)(np.arange(count)).get("label")
 
 
 def preview(config: Config, parts: Parts, data: np.ndarray) -> np.ndarray | None:
     """One picture, uint8 [H, W, C], of samples; None where there is none of such data."""
-    by_class = classes(config) if config.sampling.label < 0 else 0
+    in_turn = config.sampling.label < 0 and set(parts.conditioner.reads) == {"label"}
+    by_class = classes(config) if in_turn else 0
     return parts.modality.preview(data, by_class, declared(config).range)
 
 
 def save_samples(config: Config, parts: Parts, folder: pathlib.Path, data: np.ndarray) -> None:
     """samples.npz, and a file a sample."""
-    labels = sample_labels(config, len(data))
+    labels = sample_labels(config, parts, len(data))
     parts.modality.save(folder, data, labels, declared(config).range)
 
 

@@ -52,25 +52,29 @@ def restore_params(
     return place(parameters(state, ema)), int(state.step)
 
 
-def params_of(config: Config, parts: Parts, named: str, field: str) -> Any:
-    """The averaged parameters of another run of the same network, whose workdir the field names;
-    UserError, which says the field and what differs, where it is none."""
+def params_of(
+    config: Config, parts: Parts, named: str, field: str, same: bool = True
+) -> tuple[Any, list[str]]:
+    """(the averaged parameters of another run, whose workdir the field names; what differs).
+
+    UserError, which says the field and what differs, where its parameters have other shapes or,
+    with `same`, where it is a run of another network or of another schedule or prediction.
+    """
     workdir = workdir_path(named, f"config.{field}")
     if not (workdir / "config.json").is_file():
         raise UserError(f"config.{field} must be the workdir of a run, but {workdir} holds none")
     other = load(workdir / "config.json")
-    changed = other_network(other, config)
-    if not changed:
-        theirs, ours = (shapes(build(other)), shapes(parts))
-        changed = [
-            f"{name}: {theirs.get(name, 'not there')} -> {ours.get(name, 'not there')}"
-            for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name) != ours.get(name)
-        ]
-    if changed:
-        shown = "; ".join(changed[:4]) + (f" and {len(changed) - 4} more" * (len(changed) > 4))
+    changed, theirs, ours = other_network(other, config), shapes(build(other)), shapes(parts)
+    misshaped = [
+        f"{name}: {theirs.get(name, 'not there')} -> {ours.get(name, 'not there')}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+    if misshaped or (same and changed):
+        said = changed or misshaped
+        shown = "; ".join(said[:4]) + (f" and {len(said) - 4} more" * (len(said) > 4))
         raise UserError(f"config.{field}={workdir} is a run of another network ({shown})")
-    return restore_params(other, build(other), workdir, ema=True)[0]
+    return restore_params(other, build(other), workdir, ema=True)[0], changed
 
 
 def shapes(parts: Parts) -> dict[str, tuple[int, ...]]:
@@ -84,7 +88,7 @@ def weak_params(config: Config, parts: Parts) -> Any:
     """The averaged parameters of the run sampling.guide.weak, None where it is empty."""
     if not parts.guide.weak:
         return None
-    return params_of(config, parts, parts.guide.weak, "sampling.guide.weak")
+    return params_of(config, parts, parts.guide.weak, "sampling.guide.weak")[0]
 
 
 def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:

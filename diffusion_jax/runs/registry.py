@@ -268,6 +268,13 @@ def make(component: Component, nouns: Mapping[Any, Any], *positional: Any) -> An
         raise UserError(f"config.{registry.path}: {error}") from None
 
 
+def needs(component: Component, noun: Any) -> bool:
+    """Whether the component's factory takes a noun of that type."""
+    assert component.registry is not None
+    factory = component.registry.factory(component.entry)
+    return factory is not None and any(one.noun == noun for one in arguments(factory))
+
+
 def _known(noun: Any, nouns: Mapping[Any, Any]) -> bool:
     try:
         return noun in nouns

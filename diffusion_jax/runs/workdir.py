@@ -101,11 +101,12 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     except filelock.Timeout:
         raise UserError(in_use(workdir)) from None
     except OSError as error:
-        print(
-            f"note: {workdir} cannot be locked ({reason(error)}); "
-            "take care that no other process trains in it",
-            flush=True,
-        )
+        if workdir.is_dir() or not workdir.exists():  # a file is named by whoever opens the folder
+            print(
+                f"note: {workdir} cannot be locked ({reason(error)}); "
+                "take care that no other process trains in it",
+                flush=True,
+            )
     try:
         yield
     finally:

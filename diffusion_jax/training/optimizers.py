@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import optax
 
+from diffusion_jax.core.components import component
+
 
 class LearningRate(Protocol):
     """step -> learning rate."""
@@ -18,6 +20,7 @@ def _check(b1: float, b2: float) -> None:
             raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
 
 
+@component
 def adam(
     learning_rate: LearningRate, b1: float = 0.9, b2: float = 0.999
 ) -> optax.GradientTransformation:
@@ -31,6 +34,7 @@ def adam(
     return optax.adam(learning_rate, b1, b2)
 
 
+@component
 def adamw(
     learning_rate: LearningRate, b1: float = 0.9, b2: float = 0.999, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
@@ -51,6 +55,7 @@ def adamw(
 OPTIMIZERS = {"adam": adam, "adamw": adamw}
 
 
+@component
 def scheduled(
     learning_rate: float, num_steps: int, warmup_steps: int = 0, decay: str = "constant"
 ) -> Callable:

@@ -50,7 +50,6 @@ def test_the_last_row_is_none_where_some_labels_are_dropped():
     assert label(DIGITS).null is None
     conditioner = label(DIGITS, 0.1)
     assert conditioner.kinds == {"label": Kind("index", 11)}
-    assert conditioner.num_classes == 10
     nothing = conditioner.null({"label": jnp.arange(4)})["label"]
     np.testing.assert_array_equal(nothing, np.full(4, 10))
     assert nothing.dtype == jnp.arange(4).dtype
@@ -121,7 +120,6 @@ def test_several_are_told_as_one():
         "augmentation": Kind("vector", 9),
     }
     assert one.reads == ("label", "text")
-    assert one.num_classes == 10
     example = one.example(3)
     assert jax.tree.map(jnp.shape, example) == {
         "label": (3,),
@@ -150,7 +148,7 @@ def test_of_several_only_those_that_were_dropped_are_untold():
 
 def test_none_tells_nothing():
     one = joined([])
-    assert (one.kinds, one.reads, one.null, one.num_classes) == ({}, (), None, 0)
+    assert (one.kinds, one.reads, one.null) == ({}, (), None)
     assert one.train(KEYS[:1], {"image": 3}) == ({"image": 3}, {})
 
 
