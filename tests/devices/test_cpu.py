@@ -1,5 +1,6 @@
 """What `cpu.tune` sets, against a process that does without."""
 
+import os
 import subprocess
 import sys
 
@@ -32,7 +33,7 @@ def value_and_gradient():
 def test_a_tuned_process_computes_the_same(tmp_path):
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path / "tuned.npz")],
-        env=environment(),
+        env=environment(PYTHONPATH=os.pathsep.join((str(ROOT), str(ROOT / "tests")))),
         capture_output=True,
         text=True,
     )

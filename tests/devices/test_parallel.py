@@ -156,7 +156,7 @@ def test_what_one_process_fails_of_ends_all_with_its_message(tmp_path):
     for process in processes([arguments, [*arguments, *fails]], 1):
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 2, errors[-3000:]
-        assert "error: process 1: config.data.folder=no/such.npz holds no arrays" in errors
+        assert "error: process 1: config.data.source.folder=no/such.npz holds no arrays" in errors
 
 
 @pytest.mark.parametrize(
