@@ -53,7 +53,7 @@ def damaged(folder):
     np.savez(folder / "nan.npz", mu=nan, sigma=eye)
     np.savez(folder / "negative.npz", mu=np.zeros(64), sigma=-eye)
     np.savez(folder / "skew.npz", mu=np.zeros(64), sigma=np.triu(np.ones((64, 64))))
-    other = features.load("digits").record
+    other = features.load("pixels").record | {"weights": "another network's"}
     frechet.save(
         folder / "other.npz", frechet.Statistics(np.zeros(64), eye, 20, other)
     )  # 64 features, too
