@@ -97,7 +97,7 @@ def training(batch_size: int):
 def window(source, seed: int, seconds: float) -> float:
     """Images a second of the pipeline over a source, over at least so many seconds after a
     warm-up."""
-    batches, count = pipeline.training_batches(source, BATCH, seed, flip=True), 0
+    batches, count = pipeline.training_batches(source, BATCH, seed, flip="image"), 0
     for _ in range(WARM_UP):
         next(batches)
     start = time.perf_counter()

@@ -23,7 +23,7 @@ from diffusion_jax.interop.state_dicts import to_torch_names
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.objectives import Context, noised
 from diffusion_jax.objectives.denoising import of_loss
-from diffusion_jax.runs import config as config_module
+from diffusion_jax.runs import settings
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import use
 from diffusion_jax.runs.open import weak_params
@@ -278,7 +278,7 @@ def augmented(probability=0.5, **training):
 
 def test_the_network_has_one_more_layer_which_nothing_enters_at_zero():
     config = augmented()
-    plain = config_module.copy(config)
+    plain = settings.copy(config)
     plain.conditioning = "label"
     params, without = (
         jax.jit(build(one).init_params)(jax.random.key(0)) for one in (config, plain)
@@ -367,10 +367,10 @@ def test_flips_are_its_own():
 
 
 def test_a_stored_config_without_conditioning_has_no_augmentation():
-    stored = config_module.as_values(tiny_config())
+    stored = settings.as_values(tiny_config())
     del stored["conditioning"]
-    assert config_module.differences(config_module.from_values(stored), tiny_config()) == []
-    assert config_module.differences(tiny_config(), augmented()) == [
+    assert settings.differences(settings.from_values(stored), tiny_config()) == []
+    assert settings.differences(tiny_config(), augmented()) == [
         "data.flip: True -> False",
         "conditioning: ('label',) -> ('label', 'augmentation')",
         "conditioning.augmentation.probability: None -> 0.5",
