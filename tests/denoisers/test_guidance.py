@@ -1,5 +1,7 @@
 """Guidance, thresholding and the cached branch, against the formulas of the papers."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -358,3 +360,18 @@ def test_a_stand_in_keeps_x0_at_every_level_that_the_sampler_asks_for(x64, x):
 def test_every_must_be_at_least_one():
     with pytest.raises(ValueError, match="every 1 or more"):
         cached(ddim(), _x0(jnp.tanh), lambda other: other, 0)
+
+
+def test_a_cached_branch_rests_outside_of_its_interval():
+    """Steps are counted within it, and the first of them evaluates the branch."""
+    branch, build = _x0(lambda x: 0.0 * x + 7.0), lambda other: other
+    sampler, x = cached(ddim(), branch, build, 2, interval=(0.5, 2.0)), jnp.ones((1, 3))
+    state, seen = sampler.init(x, LEVELS[0]), []
+    for t, s in itertools.pairwise(LEVELS):
+        _, state = sampler.step(None, branch, x, state, t, s)
+        seen.append((float(state[1][0, 0]), int(state[2])))
+    assert seen == [(0.0, 0), (7.0, 1), (7.0, 2), (7.0, 2)]
+
+
+# sigma / alpha: 4, 2, 1, 0.5, 0.1
+LEVELS = [Level(0.0, 1.0, sigma) for sigma in (4.0, 2.0, 1.0, 0.5, 0.1)]

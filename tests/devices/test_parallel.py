@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -201,3 +202,15 @@ def test_layouts_that_cannot_be(tmp_path, settings, message):
         main.run(arguments + [f"--config.training.{setting}" for setting in settings])
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_state_of_given_parameters_holds_no_array_twice():
+    """A teacher in `aux` that is the parameters themselves: a step could not be given both away."""
+    init = lambda params, key: {"params": params, "teacher": params}
+    given = {"kernel": jnp.ones(4)}
+    whole = parallel.layout().whole
+    placed = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole)
+    where = jax.tree.map(placed, init(given, None))
+    state = parallel.initial(init, given, where, jax.random.key(0))
+    arrays = [given["kernel"], *jax.tree.leaves(state)]
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == 3
