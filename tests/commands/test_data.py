@@ -14,7 +14,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import folder as folders
 from diffusion_jax.data.report import summary
 from diffusion_jax.data.spec import Declared
-from diffusion_jax.runs.config import to_json
+from diffusion_jax.runs.settings import to_json
 from diffusion_jax.runs.workdir import open_workdir
 
 
@@ -128,7 +128,7 @@ def test_data_says_what_keeps_a_config_from_training(tmp_path):
     command.describe(config, tmp_path / "run")
     report = json.loads((tmp_path / "run" / "data" / "report.json").read_text())
     wrong, empty = report["problems"]
-    assert wrong.endswith("has 1 classes, but data.num_classes is 10")
+    assert wrong.endswith("has 1 classes, but config.data.num_classes is 10")
     assert "the split 'test' of the 3 images" in empty
     assert report["train"]["labels"] == {"a": 3}
     assert pixels(tmp_path / "run" / "data" / "grid.png").shape[1] > 100
