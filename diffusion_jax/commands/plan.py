@@ -138,7 +138,8 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
 
 def report(plan: Plan, name: str = "") -> str:
     """The plan in lines, for a device of `hardware.DEVICES` where one is named."""
-    state = ", ".join(f"{part} {megabytes(count)}" for part, count in plan.state.items())
+    held_parts = [(part, count) for part, count in plan.state.items() if count or part != "frozen"]
+    state = ", ".join(f"{part} {megabytes(count)}" for part, count in held_parts)
     once = "; loops counted once" if plan.rolled else ""
     lines = [
         f"parameters       {plan.parameters:,}",
