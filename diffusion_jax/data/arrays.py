@@ -4,7 +4,7 @@ import math
 import pathlib
 import zipfile
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class Arrays:
     the numbers of the source's own examples. others: name -> [N, ...]. range: the least and the
     largest value of float images.
     """
+
+    images: Any  # an array, or None
 
     def __init__(
         self,

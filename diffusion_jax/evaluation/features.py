@@ -91,7 +91,6 @@ def _trained_on_digits() -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.neural_network import MLPClassifier
 
     train = sources.digits("train")
-    assert train.images is not None
     model = MLPClassifier((64,), random_state=0, max_iter=1000, tol=1e-5)
     model.fit(train.images.reshape(len(train), -1) / 255.0, train.labels)
     return list(zip(model.coefs_, model.intercepts_, strict=True))
