@@ -89,10 +89,12 @@ def digits_network(weights: str = "") -> Features:
 @functools.cache
 def _trained_on_digits() -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.neural_network import MLPClassifier
+    from threadpoolctl import threadpool_limits
 
     train = sources.digits("train")
     model = MLPClassifier((64,), random_state=0, max_iter=1000, tol=1e-5)
-    model.fit(train.images.reshape(len(train), -1) / 255.0, train.labels)
+    with threadpool_limits(1):  # its products are tiny: several threads wait for each other
+        model.fit(train.images.reshape(len(train), -1) / 255.0, train.labels)
     return list(zip(model.coefs_, model.intercepts_, strict=True))
 
 

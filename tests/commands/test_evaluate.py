@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from frechet_by_hand import flat, gaussians
-from tiny import ROOT, evaluate_run, main_run, tiny_config
+from tiny import ROOT, evaluate_run, main_run, mlp_config
 
 from diffusion_jax.commands import evaluate, nll, train
 from diffusion_jax.core.errors import UserError
@@ -29,10 +29,10 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A tiny run, scored in training at its last step."""
+    """A perceptron, scored in training at its last step."""
     folder, config = (
         tmp_path_factory.mktemp("evaluate") / "run",
-        tiny_config(num_steps=4, eval_every=0),
+        mlp_config(num_steps=4, eval_every=0),
     )
     scored = Evaluation(features="pixels", every=4, every_num=40, batch_size=20)
     config.evaluation = scored
@@ -231,7 +231,7 @@ def test_memory_does_not_grow_with_the_samples(workdir, tmp_path):
         ),
         ((), ("weights=some.npz",), "pixels have none"),
         ((), ("num=3",), "config.evaluation.num must be at least 10, not 3"),
-        (("--config.model.channels=32",), (), "evaluate takes only"),
+        (("--config.model.width=32",), (), "evaluate takes only"),
         (
             ("--against", "no/such"),
             (),
@@ -277,7 +277,7 @@ def test_samples_of_another_weaker_run_are_other_samples(workdir, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     folders = []
     for seed in (1, 2):
-        config = tiny_config(num_steps=1, eval_every=0)
+        config = mlp_config(num_steps=1, eval_every=0)
         config.seed = seed
         shutil.rmtree("weak", ignore_errors=True)
         train.train(config, pathlib.Path("weak"))
