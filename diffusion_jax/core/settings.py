@@ -20,17 +20,26 @@ FREE = Mark(free=True, network=False)
 TRAINING = Mark(network=False)
 
 
+def finite(**values: float) -> None:
+    """Raises ValueError unless every value is finite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, not {value}")
+
+
 def above(bound: float, **values: float) -> None:
     """Raises ValueError unless every value is finite and above the bound."""
+    finite(**values)
     for name, value in values.items():
-        if not bound < value < math.inf:
+        if not bound < value:
             raise ValueError(f"{name} must be above {bound:g}, not {value}")
 
 
 def at_least(bound: float, **values: float) -> None:
     """Raises ValueError unless every value is finite and at least the bound."""
+    finite(**values)
     for name, value in values.items():
-        if not bound <= value < math.inf:
+        if not bound <= value:
             raise ValueError(f"{name} must be at least {bound:g}, not {value}")
 
 
