@@ -130,7 +130,10 @@ def test_a_codec_that_halves_images(copy):
     drawn = samples(copy, sampled)["images"]
     assert drawn.shape == (6, 8, 8, 1)
     np.testing.assert_array_equal(drawn, drawn[:, ::2, ::2].repeat(2, 1).repeat(2, 2))
-    complaint = "bits/dim are of 8-bit data as they are, which this run's x0 is not"
+    complaint = (
+        "bits/dim are of 8-bit data as they are, in [-1, 1], which this run's x0 is not "
+        "(evaluate leaves them out with config.evaluation.bits_per_dim=0)"
+    )
     assert_refused(measured, complaint)
     assert_refused(refused, "config.codec: images of 7 x 8 cannot be halved")
 
