@@ -180,6 +180,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         parts.learning_rate,
         accumulation=settings.accumulation_steps,
         unroll=cpu.unroll(),
+        cast=parts.apply_fn.cast,
         **lay.options(),
     )
     evaluate = held_out_loss(config, parts)

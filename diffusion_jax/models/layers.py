@@ -1,9 +1,10 @@
-"""Convolution, group norm and self-attention as the U-Net uses them.
+"""Convolution, group norm, dropout and self-attention as the U-Net uses them.
 
 The first two have the parameters of Flax's `nn.Conv` and `nn.GroupNorm`.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, ones, zeros
 
@@ -37,8 +38,8 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group norm (Wu & He 2018) in float32, of 32 groups, or of the largest power of two below that
-    divides the channels.
+    """Group norm (Wu & He 2018), computed in float32, of 32 groups, or of the largest power of two
+    below that divides the channels. The result has the precision of x.
 
     With `scale` and `shift` [B, C], (1 + scale) norm(x) + shift. With `silu`, that activation
     follows."""
@@ -53,6 +54,24 @@ class GroupNorm(nn.Module):
         return group_norm(x, own_scale, bias, scale, shift, self.silu)
 
 
+class Dropout(nn.Module):
+    """Zeros in place of a share `rate` of the numbers [..., C], the others over the share that is
+    left (Srivastava et al. 2014, section 4). The rate is taken to 2^-16: a word of the generator,
+    which costs more than all else here, is drawn for two numbers."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        dropped = round(self.rate * 2**16)
+        if not train or dropped == 0:
+            return x
+        *others, c = x.shape
+        words = jax.random.bits(self.make_rng("dropout"), (*others, -(-c // 2)), jnp.uint32)
+        halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*others, -1)[..., :c]
+        return jnp.where(halves >= dropped, x / (1 - dropped / 2**16), jnp.zeros((), x.dtype))
+
+
 class SelfAttention(nn.Module):
     """GroupNorm, multi-head softmax attention over H x W positions, zero-initialised projection,
     residual sum.
@@ -62,6 +81,7 @@ class SelfAttention(nn.Module):
 
     heads: int = 1
     dtype: jnp.dtype = jnp.float32
+    kind: str = "auto"  # of the attention, one of `kernels.attention.KINDS`
 
     @nn.compact
     def __call__(self, x):
@@ -71,7 +91,7 @@ class SelfAttention(nn.Module):
         # Images and positions are one axis, over which the gradients of qkv and out sum.
         a = GroupNorm(name="norm")(x).astype(self.dtype).reshape(b * h * w, c)
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(a)
-        qkv = qkv.reshape(b, h * w, 3 * self.heads, c // self.heads).transpose(0, 2, 1, 3)
-        a = attention(*jnp.split(qkv, 3, axis=1)).transpose(0, 2, 1, 3)
+        qkv = qkv.reshape(b, h * w, 3 * self.heads, c // self.heads)
+        a = attention(*jnp.split(qkv, 3, axis=2), self.kind)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
         return x + out(a.reshape(b * h * w, c)).reshape(b, h, w, c)

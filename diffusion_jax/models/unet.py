@@ -2,7 +2,7 @@
 of features."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from diffusion_jax.core.settings import FREE, TRAINING, above
 from diffusion_jax.core.types import Kinds, Shape
 from diffusion_jax.models import conditions
 from diffusion_jax.models.kernels.convolution import upsample
-from diffusion_jax.models.layers import Conv, GroupNorm, SelfAttention
+from diffusion_jax.models.layers import Conv, Dropout, GroupNorm, SelfAttention
 
 
 def downsample(x):
@@ -48,8 +48,8 @@ class ResBlock(nn.Module):
         if self.scale_shift:
             h = GroupNorm(silu=True, name="norm2")(h, *jnp.split(e, 2, axis=-1))
         else:
-            h = GroupNorm(silu=True, name="norm2")(h + e[:, None, None])
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+            h = GroupNorm(silu=True, name="norm2")(h + e[:, None, None].astype(h.dtype))
+        h = Dropout(self.dropout)(h, train)
         h = Conv(self.features, 3, self.dtype, kernel_init=nn.initializers.zeros, name="conv2")(h)
 
         if x.shape[-1] != self.features:
@@ -87,8 +87,8 @@ class UNet(nn.Module):
     2^(levels - 1). Attention follows the residual blocks where the image has been halved to one of
     `attention_factors`: 1 is full size, 2 half, 4 a quarter ("attention_resolutions" in the papers'
     code). What t and the conditions (`conditions.embed`) say enters every residual block. Whatever
-    `dtype` is, parameters, that embedding, GroupNorm, softmax and the output are float32; `dtype`
-    is that of convolutions, attention and what they add up to. `remat`: the backward pass computes
+    `dtype` is, parameters, that embedding, the arithmetic of GroupNorm and softmax, and the output
+    are float32; `dtype` is that of convolutions, attention and what they add up to. `remat`: the backward pass computes
     every block's inside again in place of keeping it."""
 
     out_channels: int
@@ -106,6 +106,7 @@ class UNet(nn.Module):
     vectors: tuple[str, ...] = ()  # names of conditions that are a vector
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    attention: str = "auto"  # its form on a GPU, one of `kernels.attention.KINDS`
 
     @nn.compact
     def __call__(
@@ -130,7 +131,7 @@ class UNet(nn.Module):
 
         def attention(h, name):
             heads = count_heads(h.shape[-1], self.heads, self.head_channels)
-            return attention_class(heads, self.dtype, name=name)(h)
+            return attention_class(heads, self.dtype, self.attention, name=name)(h)
 
         last = len(self.channel_mult) - 1
         h = Conv(self.channels, 3, self.dtype, name="conv_in")(x)
@@ -167,7 +168,7 @@ class UNet(nn.Module):
                 else:
                     h = Conv(h.shape[-1], 3, self.dtype, upsampled=True, name=f"up{i}_resample")(h)
 
-        h = GroupNorm(silu=True, name="norm_out")(h)
+        h = GroupNorm(silu=True, name="norm_out")(h.astype(jnp.float32))
         out = Conv(
             self.out_channels, 3, jnp.float32, kernel_init=nn.initializers.zeros, name="conv_out"
         )
@@ -190,6 +191,7 @@ def unet(
     dropout: Annotated[float, TRAINING] = 0.0,
     dtype: Annotated[str, TRAINING] = "float32",
     remat: Annotated[bool, FREE] = False,
+    attention: Annotated[Literal["auto", "pallas", "plain"], FREE] = "auto",
 ) -> UNet:
     """The U-Net of DDPM, Improved DDPM and ADM, for images of height, width and channels.
 
@@ -208,6 +210,8 @@ def unet(
       dropout: dropout rate in the residual blocks, at least 0 and below 1.
       dtype: precision of the computation, float32 or bfloat16; parameters stay float32.
       remat: compute each block again in the backward pass, to save memory; the results stay.
+      attention: its form on a GPU, in bfloat16: cuDNN's (auto), Pallas's by Triton (pallas), for
+        where cuDNN fails, or the formula as written (plain), as elsewhere.
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be height, width and channels, not {shape}")
@@ -249,6 +253,7 @@ def unet(
         vectors=vectors,
         dtype=jnp.dtype(dtype),
         remat=remat,
+        attention=attention,
     )
 
 

@@ -28,6 +28,7 @@ from diffusion_jax.core.types import (
 from diffusion_jax.data import sources
 from diffusion_jax.data.spec import Declared, Spec, spec_of
 from diffusion_jax.modalities import Modality
+from diffusion_jax.models.precision import Precisions, cast, recorded
 from diffusion_jax.objectives import Objective, Problem
 from diffusion_jax.runs.checks import (
     check_clippable,
@@ -52,6 +53,12 @@ class Network:
     it is given the key."""
 
     module: nn.Module
+    precisions: Precisions = ()
+
+    def cast(self, params: PyTree) -> PyTree:
+        """The parameters in the precisions that the network computes with, which does not change
+        its result: to be taken once for many calls."""
+        return cast(params, self.precisions)
 
     def __call__(self, params, x, t, cond=None, dropout_key=None) -> Any:
         rngs = None if dropout_key is None else {"dropout": dropout_key}
@@ -133,7 +140,6 @@ def _build(config: Config) -> Parts:
     distribution = make(diffusion.timesteps, {Schedule: schedule})
     shape = Shape(tuple(codec.shape))
     module = make(config.model, {Shape: shape, Kinds: conditioner.kinds})
-    network = Network(module)
     example = lambda: (jnp.zeros((1, *shape)), jnp.zeros((1,)), conditioner.example(1))
 
     @jax.jit  # which traces it once: for the checks here, for shapes, for the parameters
@@ -142,7 +148,9 @@ def _build(config: Config) -> Parts:
 
     params = jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
     check_freeze(training.freeze, params)
-    output = jax.eval_shape(lambda params: network(params, *example()), params)
+    with recorded() as precisions:
+        output = jax.eval_shape(lambda params: Network(module)(params, *example()), params)
+    network = Network(module, tuple(sorted(precisions.items())))
     variance = learned_or(output.shape[1:], tuple(shape), diffusion.variance)
     weighting = make(diffusion.weighting, {})
     problem = Problem(

@@ -186,7 +186,7 @@ def make_generate(
     asked = make_asked(config, parts)
 
     def draw(all_params, examples):
-        params, weak = all_params
+        params, weak = parts.apply_fn.cast(all_params[0]), all_params[1]
         key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
         keys = jax.vmap(key)(examples["seed"], examples["index"])
         cond = told(parts, examples["asked"])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_jax.core.noise import example_keys
-from diffusion_jax.core.types import ApplyFn
+from diffusion_jax.core.types import ApplyFn, PyTree
 from diffusion_jax.objectives import Context, Objective
 from diffusion_jax.training.clipping import global_norm
 from diffusion_jax.training.state import TrainState, whole
@@ -30,6 +30,7 @@ def make_train_step(
     gathered: Callable = _same,
     spread: Callable = _same,
     unroll: bool = False,
+    cast: Callable = _same,
 ) -> Callable:
     """step(state, key, batch) -> (state, metrics): one optimizer step and one EMA step on a batch.
 
@@ -39,7 +40,8 @@ def make_train_step(
     batch; unroll: without a loop. Under pmap, axis_name names the axis and the batch is this
     device's share. Of a mesh, gathered: parameters
     -> the same, all on every device; spread: puts arrays [accumulation, b, ...] of an accumulated
-    batch on all devices again.
+    batch on all devices again. cast: parameters -> the copy of them
+    that the network computes with; gradients are those of the copy.
 
     Example number i of the whole batch meets the same t and the same noise, those of state.step and
     i, on any number of devices and in any number of parts; dropout alone depends on these. Metrics
@@ -74,19 +76,23 @@ def make_train_step(
         def weighted_loss(params, keys, batch, t, weights, dropout_key):
             ema_params = whole(state.ema_params, state.frozen)
             context = Context(apply_fn, ema_params, state.step, keys, t, weights, dropout_key)
-            params = whole(gathered(params), gathered(state.frozen))
+            params = whole(gathered(params), gathered(cast(state.frozen)))
             losses, report = objective.loss(params, state.aux, context, batch)
             return jnp.mean(weights * losses), (losses, report)
 
+        params = cast(state.params)
+
+        def gradient(*part):
+            (_, found), gradients = differentiate(params, *part)
+            return apart(gradients, state.params), found
+
         def accumulate(total, part):
-            (_, found), gradients = gradient(state.params, *part)
+            gradients, found = gradient(*part)
             return jax.tree.map(jnp.add, total, gradients), found
 
-        gradient = jax.value_and_grad(weighted_loss, has_aux=True)
+        differentiate = jax.value_and_grad(weighted_loss, has_aux=True)
         if accumulation == 1:
-            (_, (losses, report)), gradients = gradient(
-                state.params, keys, batch, t, weights, dropout_key
-            )
+            gradients, (losses, report) = gradient(keys, batch, t, weights, dropout_key)
         else:
             cut = lambda a: spread(a.reshape((accumulation, size // accumulation) + a.shape[1:]))
             own = jax.random.split(dropout_key, accumulation)
@@ -116,6 +122,15 @@ def make_train_step(
         return state, metrics
 
     return step
+
+
+def apart(gradients: PyTree, params: PyTree) -> PyTree:
+    """Gradients in the precision of the parameters, whole in memory before anything reads them.
+
+    Else XLA's GPU compiler lets the optimizer work in the order of the axes that a convolution's
+    gradient comes in, and turns each of its moments there and back."""
+    flat = jax.lax.optimization_barrier(jax.tree.map(jnp.ravel, gradients))
+    return jax.tree.map(lambda g, p: g.reshape(p.shape).astype(p.dtype), flat, params)
 
 
 def averages(report: dict) -> dict:

@@ -214,7 +214,7 @@ def test_rematerialised_blocks_give_the_same_gradients_in_less_memory():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale), *results
     )
-    assert memory[1] < 0.8 * memory[0]
+    assert memory[1] < 0.9 * memory[0]
 
 
 def equations(jaxpr, platform):
@@ -268,8 +268,10 @@ def test_in_bfloat16_norms_softmax_embedding_and_loss_are_float32_and_the_produc
             )  # time1, time2, augmentation, every block's
             assert dtypes(embeds, "dot_general") == {"float32"}
             rest = [e for e in products if e not in embeds]
-            assert len(rest) == 4 * sum("attention" in name for name in params)
-            # qkv, q k^T and the projection; the softmax's product with v takes it as bfloat16, too
+            attentions = sum("attention" in name for name in params)
+            # qkv and the projection, and, where no kernel is fused, q k^T and the softmax's product
+            # with v, which takes it as bfloat16, too
+            assert len(rest) == (4 if platform == "cpu" else 2) * attentions
             assert dtypes(rest, "dot_general") == {"bfloat16"}
             convolutions = [e for e in found if e.primitive.name == "conv_general_dilated"]
             assert dtypes(convolutions[:-1], "conv_general_dilated") == {"bfloat16"}
@@ -277,7 +279,7 @@ def test_in_bfloat16_norms_softmax_embedding_and_loss_are_float32_and_the_produc
             softmax = [
                 e for e in found if e.primitive.name == "exp" and e.outvars[0].aval.ndim >= 3
             ]
-            assert len(softmax) == sum("attention" in name for name in params)
+            assert len(softmax) == (attentions if platform == "cpu" else 0)
 
 
 def test_bfloat16_tells_neighbouring_t_apart():

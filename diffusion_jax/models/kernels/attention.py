@@ -1,53 +1,124 @@
-"""Softmax attention (Vaswani et al. 2017, eq. 1) of q, k, v [B, heads, N, d] -> [B, heads, N, d].
+"""Softmax attention (Vaswani et al. 2017, eq. 1) of q, k, v [B, N, heads, d] -> [B, N, heads, d].
 
 Products are of the inputs' precision, sums and the softmax of float32.
 """
 
+import contextlib
 import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+
+from diffusion_jax.models.kernels.forms import in_forms
 
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def plain(q, k, v):
     """softmax(q k^T / sqrt(d)) v, as written down."""
-    logits = product("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k)
+    logits = product("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
     weights = jax.nn.softmax(logits, axis=-1)
-    return product("bhnm,bhmd->bhnd", weights.astype(v.dtype), v).astype(v.dtype)
+    return product("bhnm,bmhd->bnhd", weights.astype(v.dtype), v).astype(v.dtype)
 
 
-@jax.custom_jvp
-def attention(q, k, v):
-    """`plain` in the form that is fastest where it is lowered."""
-    return jax.lax.platform_dependent(q, k, v, cpu=divided_last, default=plain)
+KINDS = ("auto", "pallas", "plain")
 
 
-@attention.defjvp
-def _(primals, tangents):
-    return jax.jvp(by_keys, primals, tangents)
+def attention(q, k, v, kind: str = "auto"):
+    """`plain` in the form that is fastest where it is lowered.
+
+    kind: of the fused form on a GPU. auto: cuDNN's; pallas: Pallas's, compiled by Triton; plain:
+    none, also on a TPU."""
+    gpu = fits_gpu(q) and (kind != "pallas" or fits_triton(q))
+    return chosen(kind, gpu, fits_tpu(q))(q, k, v)
+
+
+@functools.cache
+def chosen(kind: str, gpu: bool, tpu: bool) -> Callable:
+    """`attention` of arrays that a GPU's or a TPU's fused form takes, or does not."""
+    fused = {}
+    if gpu and kind != "plain":
+        fused["cuda"] = cudnn if kind == "auto" else triton
+    if tpu and kind != "plain":
+        fused["tpu"] = flash
+    value = {"cpu": divided_last, **fused, "default": plain}
+    return in_forms(value, {**fused, "default": by_keys})
+
+
+def fits_gpu(q) -> bool:
+    """Whether cuDNN's form takes such arrays: bfloat16, heads of 8, 16, ... 128 channels."""
+    return q.dtype == jnp.bfloat16 and q.shape[3] % 8 == 0 and q.shape[3] <= 128
+
+
+def fits_triton(q) -> bool:
+    """Whether Triton's form takes such arrays: lengths of whole blocks, of 16 positions at
+    least."""
+    length = q.shape[1]
+    return length % 128 == 0 or (length < 128 and length in (16, 32, 64))
+
+
+def fits_tpu(q) -> bool:
+    """Whether the TPU's form takes such arrays: whole tiles of 128 positions and channels."""
+    return q.shape[1] % 128 == 0 and q.shape[3] % 128 == 0
 
 
 def divided_last(q, k, v):
     """The CPU's: the sum of a query's weights divides the product with v, not the weights.
 
     That is d divisions in place of N, and one pass less over the weights."""
+    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
     logits = product("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     weighted = product("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
-    return (weighted / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return (weighted / weights.sum(axis=-1, keepdims=True)).astype(v.dtype).swapaxes(1, 2)
 
 
 def by_keys(q, k, v):
-    """The form that is differentiated: a row of weights for each key; q and the result with their
-    positions last.
+    """The form that is differentiated where none is fused: a row of weights for each key; q and the
+    result with their positions last.
 
     No product of it, forward or backward, sums over the rows of both its factors, which is the
     slowest form of a product on the CPU. Scaling q and dividing the result in that order keeps XLA
     from turning the products round again. On other platforms the order makes no difference."""
+    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
     queries = q.swapaxes(2, 3) * q.shape[-1] ** -0.5
     logits = product("bhmd,bhdn->bhmn", k, queries)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=2, keepdims=True)))
     weighted = product("bhmd,bhmn->bhdn", v, weights.astype(v.dtype))
-    return (weighted / weights.sum(axis=2)[:, :, None]).astype(v.dtype).swapaxes(2, 3)
+    return (weighted / weights.sum(axis=2)[:, :, None]).astype(v.dtype).transpose(0, 3, 1, 2)
+
+
+def cudnn(q, k, v):
+    """cuDNN's flash attention (Dao et al. 2022), which keeps no weights; on a GPU from Ampere on."""
+    with _cudnn_expected():
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+@contextlib.contextmanager
+def _cudnn_expected() -> Iterator[None]:
+    """JAX asks the machine that traces for its cuDNN. A program that is lowered for another machine
+    is traced where there may be none."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    ask = fused.check_cudnn_version
+    fused.check_cudnn_version = lambda: ask() if fused.cuda_versions else 90000
+    try:
+        yield
+    finally:
+        fused.check_cudnn_version = ask
+
+
+def triton(q, k, v, interpret: bool = False):
+    """Pallas's flash attention, compiled by Triton, for a machine whose cuDNN fails."""
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+
+    return mha(q, k, v, None, sm_scale=q.shape[-1] ** -0.5, interpret=interpret)
+
+
+def flash(q, k, v):
+    """Pallas's flash attention on a TPU."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
+    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+    return flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5).swapaxes(1, 2)

@@ -1,9 +1,16 @@
-"""Group norm (Wu & He 2018) of x [B, ..., C], and the SiLU that follows it."""
+"""Group norm (Wu & He 2018) of x [B, ..., C], and the SiLU that follows it.
 
+Statistics and arithmetic are of float32, the result is of x's precision.
+"""
+
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from diffusion_jax.models.kernels.forms import choose, in_forms
 
 EPSILON = 1e-5
 
@@ -16,8 +23,7 @@ def groups(channels: int) -> int:
 def plain(x, scale, bias, by=None, to=None, silu: bool = False):
     """Each group's numbers less their mean over their deviation, times `scale`, plus `bias` [C].
 
-    With `by` and `to` [B, C], (1 + by) of that plus to. With `silu`, that activation follows. All
-    of it is computed in float32."""
+    With `by` and `to` [B, C], (1 + by) of that plus to. With `silu`, that activation follows."""
     b, *space, c = x.shape
     of_group = x.astype(jnp.float32).reshape(b, -1, groups(c), c // groups(c))
     mean = of_group.mean(axis=(1, 3), keepdims=True)
@@ -25,86 +31,114 @@ def plain(x, scale, bias, by=None, to=None, silu: bool = False):
     y = ((of_group - mean) / jnp.sqrt(variance + EPSILON)).reshape(b, -1, c) * scale + bias
     if by is not None and to is not None:
         y = y * (1 + by[:, None]) + to[:, None]
-    return (jax.nn.silu(y) if silu else y).reshape(b, *space, c)
+    return (jax.nn.silu(y) if silu else y).reshape(x.shape).astype(x.dtype)
 
 
 def group_norm(x, scale, bias, by=None, to=None, silu: bool = False):
-    """`plain` in two passes over x: one for its moments, one for the result.
+    """`plain` in two passes over x forward, one for its moments and one for the result, and two
+    passes over x and the result's gradient backward. The arguments alone are kept."""
+    moved = () if by is None else (by, to)
+    return chosen(silu)(x, scale, bias, *moved)
 
-    Statistics, scale, bias, by and to come down to one factor and one summand for each example and
-    channel. The form pays on every platform."""
-    b, *space, c = x.shape
-    wide = x.astype(jnp.float32)
 
-    def moment(a):
-        return a.reshape(b, -1, c).mean(axis=1).reshape(b, groups(c), -1).mean(axis=-1)
+@functools.cache
+def chosen(silu: bool) -> Callable:
+    """`group_norm` of a static argument."""
+    if silu:
+        forms = {"cpu": two_passes(silu_by_tanh), "default": two_passes(jax.nn.silu)}
+        kept = functools.partial(gradients, through_silu_by_tanh, 0.5, False)
+        again = functools.partial(gradients, through_silu, 1.0, True)
+    else:
+        forms = {"default": two_passes(lambda u: u)}
+        kept, again = (functools.partial(gradients, through_none, 1.0, a) for a in (False, True))
+    return in_forms(forms, forms, choose({"cpu": kept, "default": again}))
 
-    def to_channels(a):
-        return jnp.repeat(a, c // groups(c), axis=1)
 
-    mean = moment(wide)
-    variance = jnp.maximum(moment(wide * wide) - mean * mean, 0.0)
+def silu_by_tanh(u):
+    """The CPU's: with h = u / 2, h + h tanh(h)."""
+    h = u / 2
+    return h + h * jnp.tanh(h)
+
+
+def two_passes(activation: Callable) -> Callable:
+    """(x, scale, bias, [by, to]) -> activation(factor x + summand)."""
+
+    def form(x, *given):
+        factor, summand = affine(moments(x), *given)
+        wide, factor, summand = views(x, factor, summand)[0]
+        u = wide.astype(jnp.float32) * factor + summand
+        return activation(u).reshape(x.shape).astype(x.dtype)
+
+    return form
+
+
+def moments(x):
+    """Means over the positions of x and of its square [B, C]."""
+    b, *_, c = x.shape
+    wide = x.astype(jnp.float32).reshape(b, -1, c)
+    return wide.mean(axis=1), (wide * wide).mean(axis=1)
+
+
+def affine(moments, scale, bias, by=None, to=None):
+    """Factor and summand [B, C] to which statistics, scale, bias, by and to come down."""
+    b, c = moments[0].shape
+    mean, square = (a.reshape(b, groups(c), -1).mean(axis=-1) for a in moments)
+    to_channels = lambda a: jnp.repeat(a, c // groups(c), axis=1)
+    variance = jnp.maximum(square - mean * mean, 0.0)
     factor = to_channels(jax.lax.rsqrt(variance + EPSILON)) * scale
     summand = bias - to_channels(mean) * factor
-    if by is not None:
-        factor, summand = factor * (1 + by), summand * (1 + by) + to
-    if silu:
-        return affine_silu(x, factor, summand)
-    return affine(wide, factor, summand)
+    return (factor, summand) if by is None else (factor * (1 + by), summand * (1 + by) + to)
 
 
-def affine(x, factor, summand):
-    """factor x + summand, of x [B, ..., C], the others [B, C]."""
-    b, *space, c = x.shape
-    return x * factor.reshape(b, *[1] * len(space), c) + summand.reshape(b, *[1] * len(space), c)
+def gradients(through: Callable, unit: float, again: bool, arguments, dy):
+    """Those of (x, scale, bias, [by, to]): a pass for two sums over the positions [B, C], a pass
+    for x.
 
-
-def plain_affine_silu(x, factor, summand):
-    """silu(factor x + summand), of x [B, ..., C], the others [B, C], in float32."""
-    return jax.nn.silu(affine(x.astype(jnp.float32), factor, summand))
-
-
-def affine_silu(x, factor, summand):
-    """`plain_affine_silu` whose backward pass keeps its arguments alone."""
-    factor, summand = factor.astype(jnp.float32), summand.astype(jnp.float32)
-    return jax.checkpoint(_affine_silu)(x, factor, summand)
-
-
-@jax.custom_jvp
-def _affine_silu(x, factor, summand):
-    return jax.lax.platform_dependent(
-        x, factor, summand, cpu=affine_silu_by_tanh, default=plain_affine_silu
+    through: (dy, unit u) -> the gradient of u = factor x + summand, times 1 / unit. again: the
+    second pass computes it from x and dy again, which is less to move than to keep it."""
+    x, *given = arguments
+    (factor, summand), back = jax.vjp(affine, moments(x), *given)
+    _, (wide, f, s), (_, at_x, at_1) = views(x, factor * unit, summand * unit)
+    du = through(dy.reshape(wide.shape).astype(jnp.float32), wide.astype(jnp.float32) * f + s)
+    both = sum_together if again else lambda *arrays: [a.sum(axis=1) for a in arrays]
+    (of_mean, of_square), *others = back(
+        tuple(a * unit for a in both(du * wide.astype(jnp.float32), du))
     )
+    if again:
+        # what waits for the sums is not taken for what they were computed from
+        x, _ = jax.lax.optimization_barrier((x, of_mean))
+        du = through(dy.astype(jnp.float32), x.astype(jnp.float32) * at_x + at_1)
+    count = x.size // (x.shape[0] * x.shape[-1])
+    _, _, (_, a, c) = views(x, 2 * of_square / count, of_mean / count)
+    dx = du.reshape(x.shape) * at_x + x.astype(jnp.float32) * a + c
+    return dx.astype(x.dtype), *others
 
 
-@_affine_silu.defjvp
-def _(primals, tangents):
-    return _affine_silu(*primals), affine_silu_tangent(primals, tangents)
+def through_none(dy, u):
+    return dy
 
 
-def affine_silu_by_tanh(x, factor, summand):
-    """The CPU's: with h = u / 2 and t = tanh(h), silu(u) = h + h t."""
-    (x_, factor, summand), _, _ = views(x.astype(jnp.float32), factor / 2, summand / 2)
-    h = x_ * factor + summand
-    return (h + h * jnp.tanh(h)).reshape(x.shape)
+def through_silu(dy, u):
+    """dy silu'(u); one pass of XLA's GPU compiler takes it with the sums, but not the form by
+    tanh."""
+    g = jax.nn.sigmoid(u)
+    return dy * g * (1 + u * (1 - g))
 
 
-def affine_silu_tangent(primals, tangents):
-    """The differential of silu(u), dh (1 + t) (1 + h (1 - t)) of h = u / 2 and t = tanh(h).
+def through_silu_by_tanh(dy, h):
+    """The CPU's, for h = u / 2: dy (1 + t) (1 + h (1 - t)) of t = tanh(h), twice dy silu'(u).
 
-    It is multiplied out until no constant is left, of which XLA would make an array on the CPU.
-    Other platforms take the same form: it has fewer operations than the derivative of the plain
-    one."""
-    (x, factor, summand), (dx, dfactor, dsummand) = (
-        jax.tree.map(jnp.float32, arrays) for arrays in (primals, tangents)
-    )
-    halves = (a / 2 for a in (factor, summand, dfactor, dsummand))
-    _, (x_, f, s, *_), (_, factor, _, dfactor, dsummand) = views(x, *halves)
-    h = x_ * f + s
+    It is multiplied out until no constant is left, of which XLA would make an array."""
     t = jnp.tanh(h)
-    dh = (dx * factor + x * dfactor + dsummand).reshape(h.shape)
-    dg = dh + dh * t
-    return (dg + dg * (h - h * t)).reshape(x.shape)
+    dy = dy + dy * t
+    return dy + dy * (h - h * t)
+
+
+def sum_together(*arrays):
+    """The sums of arrays [B, N, C] over N, in one operation, of which XLA's GPU compiler makes one
+    pass with all that the arrays are computed by."""
+    add = lambda one, other: tuple(a + b for a, b in zip(one, other, strict=True))
+    return jax.lax.reduce(arrays, (jnp.float32(0),) * len(arrays), add, (1,))
 
 
 def views(x, *of_channels):
@@ -114,5 +148,7 @@ def views(x, *of_channels):
     XLA takes equal broadcasts of the forward and the backward pass for one and keeps it in memory,
     as large as x; broadcasts of different shapes it computes where they are used."""
     b, *_, c = x.shape
-    for shape in ((b, 1, -1, c), (b, -1, c), x.shape):
-        yield x.reshape(shape), *(a.reshape(b, *[1] * (len(shape) - 2), c) for a in of_channels)
+    shapes = ((b, 1, -1, c), (b, -1, c), x.shape)
+    return [
+        (x.reshape(s), *(a.reshape(b, *[1] * (len(s) - 2), c) for a in of_channels)) for s in shapes
+    ]

@@ -1,0 +1,39 @@
+"""The precisions that a network's layers compute in, and its parameters in them."""
+
+import contextlib
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from diffusion_jax.core.types import PyTree
+
+Precisions = tuple[tuple[tuple[str, ...], str], ...]  # (a layer's path, its dtype)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[tuple[str, ...], str]]:
+    """Within it, the layers that are called and compute in bfloat16, which their field `dtype`
+    says, are recorded: path -> dtype."""
+    found: dict[tuple[str, ...], str] = {}
+
+    def record(call, args, kwargs, context):
+        dtype = getattr(context.module, "dtype", None)
+        if dtype is not None and jnp.dtype(dtype) == jnp.bfloat16:
+            found[context.module.path] = "bfloat16"
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        yield found
+
+
+def cast(params: PyTree, precisions: Precisions) -> PyTree:
+    """A layer's own parameters in its precision, the others as they are."""
+    if not precisions or not params:  # as the frozen ones where there are none
+        return params
+    of_layer = dict(precisions)
+    flat = flatten_dict(params)
+    return unflatten_dict(
+        {path: a.astype(of_layer.get(path[:-1], a.dtype)) for path, a in flat.items()}
+    )
