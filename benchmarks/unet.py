@@ -76,7 +76,7 @@ def training_step(config: Config, parts: Parts, layout: Layout | None = None):
         parts.learning_rate,
         accumulation=config.training.accumulation_steps,
         unroll=cpu.unroll(),
-        cast=parts.apply_fn.cast,
+        cast=parts.cast,
         **(layout.options() if layout else {}),
     )
 

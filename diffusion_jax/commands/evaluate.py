@@ -33,7 +33,6 @@ from diffusion_jax.runs.score import (
     check_measures,
     memorised,
     run_data,
-    sampled,
     scalars,
 )
 from diffusion_jax.runs.settings import as_values, check
@@ -109,7 +108,8 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     how = f"{manner(config, run.parts, run.step)}-{function.name}-{key(protocol)}"
     shown = max(GRID, settings.memorised)
     extracted = Extracted(workdir / "evaluations" / how, protocol, tuple(data.shape), shown)
-    samples = sampled(run.parts, make_generate(config, run.parts, weak=run.weak), run.params)
+    generate = make_generate(config, run.parts, weak=run.weak, decoded=True)
+    samples = lambda index: generate(run.params, index)
     extract(extracted, function, samples, settings.num, settings.batch_size, "samples")
 
     # by all processes, as the samples

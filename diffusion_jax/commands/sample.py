@@ -29,13 +29,10 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     only = "sampling takes only config.sampling.* settings"
     parts, params, step, weak = open_run(config, workdir, only)
     make_folder(workdir / "samples")
-    generate = draw.make_generate(config, parts, weak=weak)
-    x0 = draw.draw(generate, params, sampling.num, sampling.batch_size, progress=True)
+    generate = draw.make_generate(config, parts, weak=weak, decoded=True)
+    data = draw.draw(generate, params, sampling.num, sampling.batch_size, progress=True)
 
-    folder, data = (
-        new_folder(workdir / "samples", manner(config, parts, step)),
-        folders.decoded(parts, x0),
-    )
+    folder = new_folder(workdir / "samples", manner(config, parts, step))
     picture = folders.preview(config, parts, data)
     if picture is not None:
         pictures.save(folder / "grid.png", picture)

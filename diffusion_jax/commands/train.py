@@ -45,6 +45,7 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import params_of, weak_params
 from diffusion_jax.runs.score import make_score
 from diffusion_jax.runs.workdir import check_step, lock, open_workdir
+from diffusion_jax.training.batches import Ahead
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.held_out import make_evaluate
 from diffusion_jax.training.logging import RunLog, read_metrics
@@ -52,6 +53,7 @@ from diffusion_jax.training.profiling import Profile
 from diffusion_jax.training.signals import Signals
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import make_train_step
+from diffusion_jax.training.unread import NotFinite, Unread
 
 
 def run(given: Given) -> str:
@@ -67,7 +69,7 @@ class Run(NamedTuple):
     workdir: pathlib.Path
     parts: Parts
     key: jax.Array
-    batches: Any  # grain's iterator
+    batches: Ahead
     take_steps: Callable  # (state, key, batches) -> (state, metrics)
     evaluate: Callable  # (params, aux) -> held-out loss
     draw: Callable  # (params, index) -> samples
@@ -100,18 +102,18 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
         ) as profile,
     ):
         first = step = int(state.step)
-        pending, pauses = None, True
+        unread, pauses = Unread(settings.log_every), True
         while step < settings.num_steps:
-            # Between pictures and checkpoints the host waits for one thing, the metrics of the step
-            # before, while an accelerator has this one to do (test_train_waits.py counts). A CPU
-            # tuned by `cpu.tune` has done it by then.
+            # Between pictures and checkpoints the host waits for the step before last, so that an
+            # accelerator has one to do and one to come, and for the metrics of a step that is
+            # logged, once the next one is begun (test_train_waits.py counts). A CPU tuned by
+            # `cpu.tune` has done a step when its call returns.
             if pauses:
                 run.log.restart_clock(step)
             with profile.begin(step, settings.steps_per_call):
-                batches = [next(run.batches) for _ in range(settings.steps_per_call)]
-                stacked = jax.tree.map(lambda *a: np.stack(a), *batches)
+                batches = run.batches.take()
                 with run.log.in_step():
-                    state, metrics = run.take_steps(state, run.key, stacked)
+                    state, metrics = run.take_steps(state, run.key, batches)
             done = all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
             if step == first:  # leaves compiling out of images/s, with the step where that is done
                 run.log.restart_clock(step + done * settings.steps_per_call)
@@ -120,9 +122,13 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
                 run.log.say(
                     f"profile: {run.workdir / 'profile'}, for XProf or TensorBoard's profile plugin"
                 )
-            if pending is not None:
-                record(run, *pending)  # the step before
-            pending = step, metrics
+            if step < settings.num_steps:
+                run.batches.prepare()
+            if unread.due:
+                record(run, unread, step - settings.steps_per_call)
+            unread.add(step, metrics)
+            with run.log.in_step():
+                unread.wait()
             run.log.bar.update(settings.steps_per_call)
 
             last = step >= settings.num_steps
@@ -137,9 +143,8 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
             )
             stops = signals.number or preempted(step) and signal.SIGTERM
             pauses = evaluates or draws or scores or saves or last or stops
-            if done or pauses:
-                record(run, *pending)  # before saving: no checkpoint holds what is not finite
-                pending = None
+            if pauses or (unread.due and done):
+                record(run, unread, step)  # before saving: no checkpoint holds what is not finite
             if pauses:
                 if evaluates:
                     evaluate(run, state)
@@ -180,11 +185,11 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         parts.learning_rate,
         accumulation=settings.accumulation_steps,
         unroll=cpu.unroll(),
-        cast=parts.apply_fn.cast,
+        cast=parts.cast,
         **lay.options(),
     )
     evaluate = held_out_loss(config, parts)
-    generate = draw.make_generate(config, parts, weak=weak_params(config, parts))
+    generate = draw.make_generate(config, parts, weak=weak_params(config, parts), decoded=True)
     score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
     first, changed = None, []
     if settings.init and not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
@@ -217,13 +222,14 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         for note in (*checkpoints.notes, *getattr(source, "notes", ())):
             log.say(f"note: {note}")
         take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
+        ahead = Ahead(batches, lay.place_batches, settings.steps_per_call)
         opened.pop_all()  # from here on take_all_steps closes them
     run = Run(
         config,
         workdir,
         parts,
         key,
-        batches,
+        ahead,
         take_steps,
         evaluate,
         generate,
@@ -276,28 +282,25 @@ def size_of(state: TrainState) -> str:
     return f"{f'resuming at step {step}' if step else 'starting'}, {count:,} parameters{frozen}"
 
 
-def record(run: Run, step: int, metrics) -> None:
-    """Checks and logs the metrics, arrays [steps_per_call], of the steps up to `step`."""
-    with run.log.in_step():
-        metrics = jax.device_get(metrics)
-    for name in ("loss", "grad_norm"):
-        finite = np.isfinite(metrics[name])
-        if not finite.all():
-            first = step - len(finite) + 1 + int(np.argmin(finite))
-            good = run.checkpoints.latest()
-            kept = (
-                f"the last good checkpoint is that of step {good}"
-                if good is not None
-                else "there is no checkpoint yet"
-            )
-            raise UserError(
-                f"step {first}: {name} is {metrics[name][np.argmin(finite)]}; {kept}. "
-                "A lower learning_rate, a longer warmup_steps, a clip_norm or float32 may help"
-            )
-    if step % run.config.training.log_every == 0:
-        last = {name: float(values[-1]) for name, values in metrics.items()}
-        rate = last.pop("learning_rate")
-        run.log.write_training(step, last, rate)
+def record(run: Run, unread: Unread, step: int) -> None:
+    """Checks the metrics of the steps up to `step`, and logs the last ones where they are due."""
+    try:
+        with run.log.in_step():
+            metrics = unread.read()
+    except NotFinite as error:
+        good = run.checkpoints.latest()
+        kept = (
+            f"the last good checkpoint is that of step {good}"
+            if good is not None
+            else "there is no checkpoint yet"
+        )
+        raise UserError(
+            f"{error}; {kept}. "
+            "A lower learning_rate, a longer warmup_steps, a clip_norm or float32 may help"
+        ) from None
+    if metrics:
+        rate = metrics.pop("learning_rate")
+        run.log.write_training(step, metrics, rate)
 
 
 def evaluate(run: Run, state: TrainState) -> None:
@@ -324,10 +327,10 @@ def draw_picture(run: Run, state: TrainState) -> None:
     """A picture of samples from the EMA, or raw, parameters, and the curves so far."""
     sampling = run.config.sampling
     count = min(sampling.num, 100)
-    x0 = draw.draw(run.draw, parameters(state, sampling.ema), count, sampling.batch_size)
+    drawn = draw.draw(run.draw, parameters(state, sampling.ema), count, sampling.batch_size)
     if not primary():
         return
-    picture = folders.preview(run.config, run.parts, folders.decoded(run.parts, x0))
+    picture = folders.preview(run.config, run.parts, drawn)
     if picture is not None:
         pictures.save(picture_path(run, state), picture)
         run.log.picture("samples", picture, int(state.step))

@@ -93,6 +93,23 @@ class Layout(NamedTuple):
         """Parameters, on every device all of them, where they are used."""
         return params if self.pmapped else jax.lax.with_sharding_constraint(params, self.whole)
 
+    def place_batches(self, batches: PyTree) -> PyTree:
+        """This process's share of batches, arrays of NumPy [steps, b, ...], on its way to the
+        devices, as `make_take_steps` takes them; arrays of JAX are there already.
+
+        Of a pmapped step they are [steps, devices, b / devices, ...]."""
+
+        def placed(a):
+            if isinstance(a, jax.Array):
+                return a
+            if not self.pmapped:
+                return jax.make_array_from_process_local_data(self.examples(1), a)
+            count = jax.local_device_count()
+            cut = a.reshape((a.shape[0], count, a.shape[1] // count) + a.shape[2:])
+            return jax.device_put(cut, NamedSharding(self.whole.mesh, PartitionSpec(None, AXIS)))
+
+        return jax.tree.map(placed, batches)
+
     def spread(self, parts: PyTree) -> PyTree:
         """The parts of an accumulated batch, arrays [parts, b, ...], each on all devices."""
         return parts if self.pmapped else jax.lax.with_sharding_constraint(parts, self.examples(1))
@@ -162,7 +179,8 @@ def make_take_steps(
     in `where`, donated.
 
     step: made with `axis_name=AXIS` where the layout is pmapped. batch: arrays [steps_per_call, b,
-    ...] of this process's share b of every batch. metrics: arrays [steps_per_call]."""
+    ...] of this process's share b of every batch, or what `Layout.place_batches` made of them.
+    metrics: arrays [steps_per_call]."""
 
     def several(state, key, batches):
         body = lambda state, batch: step(state, key, batch)
@@ -172,24 +190,19 @@ def make_take_steps(
         return jax.lax.scan(body, state, batches, unroll=steps_per_call if cpu.unroll() else 1)
 
     if layout.pmapped:
-        # The batch's second axis is shared out: [K, D, B/D, ...] with the pmapped axis in the
-        # middle.
         mapped = jax.pmap(
             several, AXIS, in_axes=(None, None, 1), out_axes=(None, None), donate_argnums=0
         )
-        count = jax.local_device_count()
-        share_out = lambda a: a.reshape((a.shape[0], count, a.shape[1] // count) + a.shape[2:])
     else:
         places = jax.tree.map(lambda a: a.sharding, where)
         mapped = jax.jit(several, out_shardings=(places, layout.whole), donate_argnums=0)
-        share_out = lambda a: jax.make_array_from_process_local_data(layout.examples(1), a)
 
     first = True
 
     def run(state, key, batches):
         nonlocal first
         with no_collection() if first else contextlib.nullcontext():
-            after = mapped(state, key, jax.tree.map(share_out, batches))
+            after = mapped(state, key, layout.place_batches(batches))
         first = False
         if jax.device_count() > 1 and jax.default_backend() == "cpu":
             jax.block_until_ready(
@@ -219,7 +232,19 @@ def equal_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield np.minimum(start + np.arange(size), count - 1), min(size, count - start)
 
 
-def map_examples(function: Callable) -> Callable:
+class Started:
+    """A function whose call is begun, on the devices, before its result is asked for.
+
+    start: (arguments) -> a function without any, which waits for the result and returns it."""
+
+    def __init__(self, start: Callable[..., Callable[[], Any]]):
+        self.start = start
+
+    def __call__(self, *arguments, **named) -> Any:
+        return self.start(*arguments, **named)()
+
+
+def map_examples(function: Callable) -> Started:
     """run(params, *batches) -> outputs: `function` on examples shared out among the devices of all
     processes.
 
@@ -228,7 +253,7 @@ def map_examples(function: Callable) -> Callable:
     example, which are dropped again. The result is NumPy arrays, on every process."""
     mapped: dict[int, Callable] = {}
 
-    def run(params, *batches):
+    def start(params, *batches):
         everything, count = layout(), jax.device_count()
         shared = everything.examples()
         if len(batches) not in mapped:
@@ -249,8 +274,13 @@ def map_examples(function: Callable) -> Callable:
             return jax.make_array_from_callback(padded.shape, shared, lambda part: padded[part])
 
         outputs = mapped[len(batches)](params, *jax.tree.map(share_out, batches))
-        if jax.process_count() > 1:
-            outputs = multihost_utils.process_allgather(outputs, tiled=True)
-        return jax.tree.map(lambda a: np.asarray(a)[:size], outputs)
 
-    return run
+        def finish():
+            done = outputs
+            if jax.process_count() > 1:
+                done = multihost_utils.process_allgather(outputs, tiled=True)
+            return jax.tree.map(lambda a: np.asarray(a)[:size], done)
+
+        return finish
+
+    return Started(start)

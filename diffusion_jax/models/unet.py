@@ -88,8 +88,8 @@ class UNet(nn.Module):
     `attention_factors`: 1 is full size, 2 half, 4 a quarter ("attention_resolutions" in the papers'
     code). What t and the conditions (`conditions.embed`) say enters every residual block. Whatever
     `dtype` is, parameters, that embedding, the arithmetic of GroupNorm and softmax, and the output
-    are float32; `dtype` is that of convolutions, attention and what they add up to. `remat`: the backward pass computes
-    every block's inside again in place of keeping it."""
+    are float32; `dtype` is that of convolutions, attention and what they add up to. `remat`: the
+    backward pass computes every block's inside again in place of keeping it."""
 
     out_channels: int
     channels: int = 128

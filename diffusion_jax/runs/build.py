@@ -53,12 +53,6 @@ class Network:
     it is given the key."""
 
     module: nn.Module
-    precisions: Precisions = ()
-
-    def cast(self, params: PyTree) -> PyTree:
-        """The parameters in the precisions that the network computes with, which does not change
-        its result: to be taken once for many calls."""
-        return cast(params, self.precisions)
 
     def __call__(self, params, x, t, cond=None, dropout_key=None) -> Any:
         rngs = None if dropout_key is None else {"dropout": dropout_key}
@@ -73,6 +67,7 @@ class Parts(NamedTuple):
     problem: Problem
     objective: Objective
     apply_fn: Network
+    precisions: Precisions  # of its layers
     init_params: Callable  # key -> params, trained and frozen ones
     freeze: str  # a regular expression of the frozen ones' names
     learning_rate: Callable  # step -> learning rate
@@ -102,6 +97,11 @@ class Parts(NamedTuple):
     def variance(self) -> Variance:
         """Of the reverse process that the model stands for."""
         return self.problem.variance
+
+    def cast(self, params: PyTree) -> PyTree:
+        """The parameters in the precisions that the network computes with, which changes no
+        result: once for many calls."""
+        return cast(params, self.precisions)
 
     def init_state(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
@@ -140,6 +140,7 @@ def _build(config: Config) -> Parts:
     distribution = make(diffusion.timesteps, {Schedule: schedule})
     shape = Shape(tuple(codec.shape))
     module = make(config.model, {Shape: shape, Kinds: conditioner.kinds})
+    network = Network(module)
     example = lambda: (jnp.zeros((1, *shape)), jnp.zeros((1,)), conditioner.example(1))
 
     @jax.jit  # which traces it once: for the checks here, for shapes, for the parameters
@@ -149,8 +150,7 @@ def _build(config: Config) -> Parts:
     params = jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
     check_freeze(training.freeze, params)
     with recorded() as precisions:
-        output = jax.eval_shape(lambda params: Network(module)(params, *example()), params)
-    network = Network(module, tuple(sorted(precisions.items())))
+        output = jax.eval_shape(lambda params: network(params, *example()), params)
     variance = learned_or(output.shape[1:], tuple(shape), diffusion.variance)
     weighting = make(diffusion.weighting, {})
     problem = Problem(
@@ -176,6 +176,7 @@ def _build(config: Config) -> Parts:
         problem=problem,
         objective=objective,
         apply_fn=network,
+        precisions=tuple(sorted(precisions.items())),
         init_params=init_params,
         freeze=training.freeze,
         learning_rate=learning_rate,

@@ -21,7 +21,7 @@ from diffusion_jax.denoisers import (
     dynamic_threshold,
     make_denoiser,
 )
-from diffusion_jax.devices.parallel import equal_batches, map_examples, precision
+from diffusion_jax.devices.parallel import Started, equal_batches, map_examples, precision
 from diffusion_jax.runs.build import Parts, load_source
 from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
@@ -172,9 +172,14 @@ def told(parts: Parts, asked: dict) -> dict:
 
 
 def make_generate(
-    config: Config, parts: Parts, trajectory: bool = False, weak: PyTree = None
-) -> Callable:
-    """generate(params, index, seed=None, w=None) -> x0 [n, *shape], on all devices.
+    config: Config,
+    parts: Parts,
+    trajectory: bool = False,
+    weak: PyTree = None,
+    decoded: bool = False,
+) -> Started:
+    """generate(params, index, seed=None, w=None) -> x0 [n, *shape], on all devices; decoded: the
+    data that they stand for, such as uint8 images [n, H, W, C].
 
     Sample number i = index[j] depends on the seed, i, its condition and its w alone. seed and w,
     scalars or one an example, are sampling.seed and sampling.guidance where not given; their values
@@ -186,7 +191,7 @@ def make_generate(
     asked = make_asked(config, parts)
 
     def draw(all_params, examples):
-        params, weak = parts.apply_fn.cast(all_params[0]), all_params[1]
+        params, weak = parts.cast(all_params[0]), all_params[1]
         key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
         keys = jax.vmap(key)(examples["seed"], examples["index"])
         cond = told(parts, examples["asked"])
@@ -197,13 +202,15 @@ def make_generate(
         drawn: Any = samplers.sample(
             sampler, denoiser, fold_in(keys, 1), x_init, parts.grid, trajectory
         )
+        if decoded:
+            return parts.codec.decode(parts.codec.params, drawn)
         if not trajectory:
             return drawn
         return drawn[0], jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), drawn[1])
 
     mapped = map_examples(draw)
 
-    def generate(params, index, seed=None, w=None):
+    def start(params, index, seed=None, w=None):
         index = np.asarray(index)
         every = lambda value, dtype: np.broadcast_to(np.asarray(value, dtype), index.shape)
         numbers = every(sampling.seed if seed is None else seed, np.uint32)
@@ -212,19 +219,28 @@ def make_generate(
         if weight.any():
             examples["w"] = weight
         with precision(config.model.values().get("dtype")):
-            return mapped((params, weak), examples)
+            return mapped.start((params, weak), examples)
 
-    return generate
+    return Started(start)
 
 
 def draw(
-    generate: Callable, params, num: int, batch_size: int, progress: bool = False
+    generate: Started, params, num: int, batch_size: int, progress: bool = False
 ) -> np.ndarray:
-    """Samples 0 ... num - 1, x0 [num, *shape]; a last batch that is not full is filled up, so that
-    shapes stay."""
-    drawn, size = [], min(batch_size, num)
+    """Samples 0 ... num - 1, what `generate` returns of each; a last batch that is not full is
+    filled up, so that shapes stay. A batch is read while the devices draw the next one."""
+    drawn, waiting = [], []
     with tqdm.tqdm(total=num, unit="image", disable=not progress) as bar:
-        for index, count in equal_batches(num, size):
-            drawn.append(generate(params, index)[:count])
-            bar.update(len(drawn[-1]))
+
+        def read():
+            finish, count = waiting.pop(0)
+            drawn.append(finish()[:count])
+            bar.update(count)
+
+        for index, count in equal_batches(num, min(batch_size, num)):
+            waiting.append((generate.start(params, index), count))
+            if len(waiting) > 1:
+                read()
+        while waiting:
+            read()
     return np.concatenate(drawn)

@@ -14,7 +14,7 @@ from diffusion_jax.evaluation import features, memorisation, references
 from diffusion_jax.evaluation.extract import Extracted, extract
 from diffusion_jax.evaluation.scores import scores
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs import bits, folders
+from diffusion_jax.runs import bits
 from diffusion_jax.runs.build import Parts, load_source
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.settings import as_values
@@ -43,8 +43,8 @@ def check_images(config: Config, parts: Parts) -> None:
 def make_score(config: Config, parts: Parts) -> Callable:
     """score(draw, params) -> {name: number} of evaluation.every_num samples, for the training loop.
 
-    draw: (params, index) -> x0. The reference is the training split; it is computed at the first
-    call.
+    draw: (params, index) -> samples uint8 [b, H, W, C]. The reference is the training split; it is
+    computed at the first call.
     """
     check_images(config, parts)
     settings, data = config.evaluation, config.data
@@ -60,17 +60,12 @@ def make_score(config: Config, parts: Parts) -> Callable:
             )
         with tempfile.TemporaryDirectory() as folder:
             extracted = Extracted(pathlib.Path(folder), {}, tuple(data.shape))
-            samples, count = sampled(parts, draw, params), settings.every_num
+            samples, count = lambda index: draw(params, index), settings.every_num
             extract(extracted, function, samples, count, settings.batch_size, "evaluation")
             found = scores(extracted, count, known[0], 0, settings.subsets) if primary() else {}
         return {f"evaluation/{name}": value for name, value in scalars(found).items()}
 
     return score
-
-
-def sampled(parts: Parts, draw: Callable, params) -> Callable:
-    """numbers [b] -> samples uint8 [b, H, W, C]; draw: (params, index) -> x0."""
-    return lambda index: folders.decoded(parts, draw(params, index))
 
 
 def bits_per_dim(config: Config, parts: Parts, params) -> dict:

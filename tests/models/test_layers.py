@@ -124,3 +124,25 @@ def test_attention_is_a_softmax_loop():
 
     output = jax.jit(module.apply)({"params": params}, x).reshape(2, h * w, c)
     np.testing.assert_allclose(output, expected, atol=2e-4)
+
+
+def test_dropout_drops_a_share_and_keeps_the_mean():
+    """Of 2^18 numbers, within five deviations; two neighbours share a word and are independent."""
+    x, rate = jnp.ones((64, 64, 65)), 0.3
+    layer = layers.Dropout(rate)
+    y = np.asarray(layer.apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
+    exact = round(rate * 2**16) / 2**16
+    assert set(np.unique(y)) == {np.float32(0.0), np.float32(1.0 / (1.0 - exact))}
+    kept, deviation = y > 0, np.sqrt(exact * (1 - exact) / y.size)
+    assert abs(kept.mean() - (1 - exact)) < 5 * deviation
+    both = (kept[..., 0:64:2] & kept[..., 1:64:2]).mean()
+    assert abs(both - (1 - exact) ** 2) < 5 * np.sqrt(2) * deviation
+    half = layer.apply({}, x.astype(jnp.bfloat16), True, rngs={"dropout": jax.random.key(0)})
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(half, np.float32) > 0, kept)
+
+
+def test_dropout_does_nothing_where_nothing_is_trained_or_dropped():
+    x = jnp.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(layers.Dropout(0.5).apply({}, x, False), x)
+    np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, True), x)

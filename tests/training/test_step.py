@@ -1,4 +1,7 @@
-"""The training step against arithmetic done by hand."""
+"""The training step against arithmetic done by hand, and its program for a GPU."""
+
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 from problems import image_batch, objective_of, problem
+from tiny import tiny_config
 
 from diffusion_jax.core import schedules, timesteps
 from diffusion_jax.objectives import denoising
+from diffusion_jax.runs.build import batch_spec, build
+from diffusion_jax.runs.config import use
 from diffusion_jax.training.state import TrainState, init_state, warmed_up_ema
 from diffusion_jax.training.step import loss_by_quartile, make_train_step
 
@@ -122,3 +128,65 @@ def test_the_state_is_arrays_only():
     state = init_state({"p": jnp.ones(2)}, optax.adam(1e-3))
     assert isinstance(state, TrainState)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+
+
+def gpu_program(config):
+    """The StableHLO of a training step of a run, exported on this machine for NVIDIA's GPUs."""
+    parts = build(config)
+    step = make_train_step(
+        parts.objective, parts.apply_fn, parts.optimizer, parts.ema, cast=parts.cast
+    )
+    state = jax.eval_shape(parts.init_state, jax.random.key(0))
+    batch = batch_spec(config, parts, 3)
+    exported = jax.export.export(
+        jax.jit(step),
+        platforms=["cuda"],
+        disabled_checks=[
+            jax.export.DisabledSafetyCheck.custom_call(name)
+            for name in ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+        ],
+    )
+    return exported(state, jax.random.key(0), batch).mlir_module(), state.params
+
+
+def arrays(text, dtype):
+    """The shapes of a program's arrays of a precision."""
+    found = re.findall(rf"tensor<((?:\d+x)+){dtype}>", text)
+    return {tuple(map(int, shape.split("x")[:-1])) for shape in found}
+
+
+def test_a_step_on_a_gpu_has_fused_attention_and_no_weights_in_memory():
+    """Of 3 images of 64 positions and two heads, 3 x 2 x 64 x 64 weights, in any order."""
+    config = tiny_config()
+    settings = {"channel_mult": (1, 2), "attention_resolutions": (8,), "heads": 2}
+    config.model = use("unet", channels=16, blocks=1, **settings, dtype="bfloat16")
+    text, params = gpu_program(config)
+    attentions = sum("attention" in name for name in params)
+    calls = re.findall(r"custom_call @(__cudnn\$\w+)", text)
+    for name in ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"):
+        # the call under differentiation, and once more in the backward pass, which XLA joins
+        assert calls.count(name) >= attentions
+    weights = 3 * 2 * 64 * 64
+    assert weights not in map(math.prod, arrays(text, "f32"))
+    config.model.attention = "plain"
+    assert weights in map(math.prod, arrays(gpu_program(config)[0], "f32"))
+
+
+def test_every_parameter_is_converted_once_a_step_and_its_gradient_is_float32():
+    config = tiny_config()
+    config.model = use("unet", channels=16, channel_mult=(1,), blocks=1, dtype="bfloat16")
+    config.model.attention_resolutions = ()
+    parts = build(config)
+    params = jax.eval_shape(parts.init_params, jax.random.key(0))
+    copy = jax.eval_shape(parts.cast, params)
+    halves = {
+        path[-2].key
+        for path, a in jax.tree_util.tree_leaves_with_path(copy)
+        if a.dtype == jnp.bfloat16
+    }
+    assert halves == {"conv_in", "conv1", "conv2", "skip", "qkv", "out"}
+    example = (jnp.ones((2, 8, 8, 1)), jnp.ones(2), {"label": jnp.arange(2)})
+    params = jax.jit(parts.init_params)(jax.random.key(0))
+    params = jax.tree.map(lambda a: a + 0.1 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params)
+    network = jax.jit(parts.apply_fn)
+    np.testing.assert_array_equal(network(params, *example), network(parts.cast(params), *example))

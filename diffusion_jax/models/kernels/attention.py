@@ -90,7 +90,7 @@ def by_keys(q, k, v):
 
 
 def cudnn(q, k, v):
-    """cuDNN's flash attention (Dao et al. 2022), which keeps no weights; on a GPU from Ampere on."""
+    """cuDNN's flash attention (Dao et al. 2022), which keeps no weights; from Ampere on."""
     with _cudnn_expected():
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
@@ -111,7 +111,7 @@ def _cudnn_expected() -> Iterator[None]:
 
 def triton(q, k, v, interpret: bool = False):
     """Pallas's flash attention, compiled by Triton, for a machine whose cuDNN fails."""
-    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+    from jax.experimental.pallas.ops.gpu.attention import mha
 
     return mha(q, k, v, None, sm_scale=q.shape[-1] ** -0.5, interpret=interpret)
 
