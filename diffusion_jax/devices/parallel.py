@@ -99,16 +99,15 @@ class Layout(NamedTuple):
 
         Of a pmapped step they are [steps, devices, b / devices, ...]."""
 
-        def placed(a):
-            if isinstance(a, jax.Array):
-                return a
-            if not self.pmapped:
-                return jax.make_array_from_process_local_data(self.examples(1), a)
-            count = jax.local_device_count()
-            cut = a.reshape((a.shape[0], count, a.shape[1] // count) + a.shape[2:])
-            return jax.device_put(cut, NamedSharding(self.whole.mesh, PartitionSpec(None, AXIS)))
-
-        return jax.tree.map(placed, batches)
+        if any(isinstance(a, jax.Array) for a in jax.tree.leaves(batches)):
+            return batches
+        if not self.pmapped:
+            put = lambda a: jax.make_array_from_process_local_data(self.examples(1), a)
+            return jax.tree.map(put, batches)
+        count = jax.local_device_count()
+        cut = lambda a: a.reshape((a.shape[0], count, a.shape[1] // count) + a.shape[2:])
+        place = NamedSharding(self.whole.mesh, PartitionSpec(None, AXIS))
+        return jax.device_put(jax.tree.map(cut, batches), place)
 
     def spread(self, parts: PyTree) -> PyTree:
         """The parts of an accumulated batch, arrays [parts, b, ...], each on all devices."""

@@ -9,15 +9,26 @@ from diffusion_jax.devices.parallel import SMALL
 
 
 def global_norm(tree: PyTree) -> jax.Array:
-    """Root of the sum of the squares of all numbers, float32 []."""
+    """Root of the sum of the squares of all numbers, float32 [].
+
+    Small arrays are joined. On an accelerator large ones of one shape are, too, in the pass that
+    sums them: a kernel for each of a network's arrays would do less than starting it costs."""
     arrays = jax.tree.leaves(tree)
-    small, large = (
-        [array for array in arrays if (array.size < SMALL) == is_small]
-        for is_small in (True, False)
-    )
-    joined = large + ([jnp.concatenate([array.ravel() for array in small])] if small else [])
-    squares = [jnp.sum(jnp.square(array)) for array in joined]
-    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+    small = [a for a in arrays if a.size < SMALL]
+    large = [a for a in arrays if a.size >= SMALL]
+    parts = [jnp.concatenate([a.ravel() for a in small])] if small else []
+    by_platform = {"cpu": _squares, "default": _squares_by_shape}
+    total = jax.lax.platform_dependent(large, **by_platform) + _squares(parts)
+    return jnp.sqrt(total)
+
+
+def _squares(arrays: list) -> jax.Array:
+    return sum((jnp.sum(jnp.square(a)) for a in arrays), jnp.zeros((), jnp.float32))
+
+
+def _squares_by_shape(arrays: list) -> jax.Array:
+    shapes = dict.fromkeys(a.shape for a in arrays)
+    return _squares([jnp.stack([a for a in arrays if a.shape == shape]) for shape in shapes])
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffusion_jax.training import clipping
 from diffusion_jax.training.clipping import SMALL, clip_by_global_norm, global_norm
 
 
@@ -53,3 +54,12 @@ def test_gradients_of_zero_stay_so_and_nan_is_not_hidden():
         np.all(np.isnan(leaf))
         for leaf in jax.tree.leaves(update(tree() | {"scalar": jnp.float32(np.nan)}))
     )
+
+
+def test_the_norm_is_the_same_in_the_form_for_accelerators():
+    rng = np.random.default_rng(1)
+    shapes = [(SMALL,), (3, 3, 16, 32), (SMALL,), (64, 32), (3, 3, 16, 32)]
+    arrays = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    expected = sum(np.sum(np.square(np.float64(array))) for array in arrays)
+    for form in (clipping._squares, clipping._squares_by_shape):
+        np.testing.assert_allclose(form(arrays), expected, rtol=1e-6)
