@@ -17,8 +17,7 @@ from diffusion_jax.core import noise
 from diffusion_jax.core.errors import Interrupted, UserError
 from diffusion_jax.core.files import writing
 from diffusion_jax.data import pipeline
-from diffusion_jax.devices import cpu
-from diffusion_jax.devices.parallel import check_batch, initial, layout, make_take_steps
+from diffusion_jax.devices import cpu, parallel
 from diffusion_jax.devices.processes import (
     agreed,
     preempted,
@@ -72,7 +71,7 @@ class Run(NamedTuple):
     batches: Ahead
     take_steps: Callable  # (state, key, batches) -> (state, metrics)
     evaluate: Callable  # (params, aux) -> held-out loss
-    draw: Callable  # (params, index) -> samples
+    draw: parallel.Started  # (params, index) -> samples
     score: Callable  # (draw, params) -> FID and its kin, by name
     checkpoints: Checkpoints
     log: RunLog
@@ -170,8 +169,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     config, source = with_range(config)
     parts = build(config)
     check_trains(config, parts.variance)
-    lay = layout(settings.parallel, settings.fsdp)
-    check_batch(settings.batch_size, settings.accumulation_steps)
+    lay = parallel.layout(settings.parallel, settings.fsdp)
+    parallel.check_batch(settings.batch_size, settings.accumulation_steps)
     number, processes = process()
     flipped = parts.modality.entry if config.data.flip else ""
     batches = pipeline.training_batches(
@@ -221,7 +220,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
             log.say(f"note: it starts from the averaged parameters of {settings.init}{other}")
         for note in (*checkpoints.notes, *getattr(source, "notes", ())):
             log.say(f"note: {note}")
-        take_steps = make_take_steps(lay, step_fn, where, settings.steps_per_call)
+        take_steps = parallel.make_take_steps(lay, step_fn, where, settings.steps_per_call)
         ahead = Ahead(batches, lay.place_batches, settings.steps_per_call)
         opened.pop_all()  # from here on take_all_steps closes them
     run = Run(
@@ -258,8 +257,8 @@ def held_out_loss(config: Config, parts: Parts) -> Callable:
 def start_state(parts: Parts, key: jax.Array, where: TrainState, params: Any = None) -> TrainState:
     """The state before the first step, in its place: of new parameters, or of given ones."""
     if params is None:
-        return initial(parts.init_state, key, where)
-    return initial(parts.state_of, params, where, key)
+        return parallel.initial(parts.init_state, key, where)
+    return parallel.initial(parts.state_of, params, where, key)
 
 
 def resumed(

@@ -92,6 +92,7 @@ class SelfAttention(nn.Module):
         a = GroupNorm(name="norm")(x).astype(self.dtype).reshape(b * h * w, c)
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(a)
         qkv = qkv.reshape(b, h * w, 3 * self.heads, c // self.heads)
-        a = attention(*jnp.split(qkv, 3, axis=2), self.kind)
+        q, k, v = jnp.split(qkv, 3, axis=2)
+        a = attention(q, k, v, self.kind)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
         return x + out(a.reshape(b * h * w, c)).reshape(b, h, w, c)

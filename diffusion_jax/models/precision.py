@@ -32,8 +32,8 @@ def cast(params: PyTree, precisions: Precisions) -> PyTree:
     """A layer's own parameters in its precision, the others as they are."""
     if not precisions or not params:  # as the frozen ones where there are none
         return params
-    of_layer = dict(precisions)
-    flat = flatten_dict(params)
-    return unflatten_dict(
-        {path: a.astype(of_layer.get(path[:-1], a.dtype)) for path, a in flat.items()}
-    )
+    of_layer, flat = dict(precisions), dict(flatten_dict(params))
+    for path, a in flat.items():
+        if dtype := of_layer.get(path[:-1]):
+            flat[path] = jnp.asarray(a, dtype)
+    return unflatten_dict(flat)

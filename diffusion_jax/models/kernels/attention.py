@@ -102,7 +102,14 @@ def _cudnn_expected() -> Iterator[None]:
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     ask = fused.check_cudnn_version
-    fused.check_cudnn_version = lambda: ask() if fused.cuda_versions else 90000
+
+    def expected() -> int:
+        try:
+            return ask()
+        except RuntimeError:
+            return 90000  # 9.0, with which flash attention came
+
+    fused.check_cudnn_version = expected
     try:
         yield
     finally:

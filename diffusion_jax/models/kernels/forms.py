@@ -8,6 +8,7 @@ order."""
 from collections.abc import Callable
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -91,7 +92,7 @@ def _push(*arrays, push, pull):
 @tangent_p.def_abstract_eval
 def _(*arrays, push, pull):
     (out,) = jax.eval_shape(lambda *a: _push(*a, push=push, pull=pull), *arrays)
-    return [jax.core.ShapedArray(out.shape, out.dtype)]
+    return [ShapedArray(out.shape, out.dtype)]
 
 
 def _jvp(primals, tangents, push, pull):
