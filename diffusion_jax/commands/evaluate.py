@@ -33,6 +33,7 @@ from diffusion_jax.runs.score import (
     check_measures,
     memorised,
     run_data,
+    sampled,
     scalars,
 )
 from diffusion_jax.runs.settings import as_values, check
@@ -109,7 +110,7 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
     shown = max(GRID, settings.memorised)
     extracted = Extracted(workdir / "evaluations" / how, protocol, tuple(data.shape), shown)
     generate = make_generate(config, run.parts, weak=run.weak, decoded=True)
-    samples = lambda index: generate(run.params, index)
+    samples = sampled(generate, run.params)
     extract(extracted, function, samples, settings.num, settings.batch_size, "samples")
 
     # by all processes, as the samples

@@ -21,7 +21,8 @@ def count(jaxpr) -> Count:
     unknown length once.
 
     Products with a convolution's padding, or with the zeros between dilated elements, are left out,
-    as XLA does."""
+    as XLA does. Attention's forward products count once more in its gradient, which fused kernels
+    compute again and XLA's CPU does not."""
     flops, rolled = 0.0, False
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, params = equation.primitive.name, equation.params

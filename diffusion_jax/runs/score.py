@@ -60,12 +60,17 @@ def make_score(config: Config, parts: Parts) -> Callable:
             )
         with tempfile.TemporaryDirectory() as folder:
             extracted = Extracted(pathlib.Path(folder), {}, tuple(data.shape))
-            samples, count = lambda index: draw(params, index), settings.every_num
+            samples, count = sampled(draw, params), settings.every_num
             extract(extracted, function, samples, count, settings.batch_size, "evaluation")
             found = scores(extracted, count, known[0], 0, settings.subsets) if primary() else {}
         return {f"evaluation/{name}": value for name, value in scalars(found).items()}
 
     return score
+
+
+def sampled(draw: Callable, params) -> Callable:
+    """numbers [b] -> samples uint8 [b, H, W, C]; draw: (params, numbers) -> the same."""
+    return lambda index: draw(params, index)
 
 
 def bits_per_dim(config: Config, parts: Parts, params) -> dict:

@@ -78,8 +78,8 @@ def test_a_signal_saves_first_and_the_run_goes_on(
 ):
     record = train.record
 
-    def signal_while_it_runs(run, step, metrics):
-        record(run, step, metrics)
+    def signal_while_it_runs(run, unread, step):
+        record(run, unread, step)
         if step == during - 1:
             os.kill(os.getpid(), number)
 
