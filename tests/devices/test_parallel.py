@@ -10,12 +10,14 @@ import time
 
 import jax
 import jax.numpy as jnp
+import layouts_program
 import numpy as np
 import pytest
 import tiny
 from tiny import ROOT, command, environment, experiment_file
 
 from diffusion_jax.commands.plan import held
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import parallel
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
@@ -78,10 +80,10 @@ def layouts(tmp_path_factory):
     on a device."""
     folder = tmp_path_factory.mktemp("layouts")
     program = [sys.executable, str(TESTS / "layouts_program.py"), str(folder)]
-    started = [subprocess.Popen([*program, "one:auto:1"], env=devices(1), **OUTPUT)]
     eight = ["pmap:pmap:1", "mesh:mesh:1", "fsdp:auto:2", "moved:pmap:1+auto:2"]
-    started += [subprocess.Popen([*program, *eight], env=devices(8), **OUTPUT)]
+    started = [subprocess.Popen([*program, *eight], env=devices(8), **OUTPUT)]
     started += processes([[*program, "processes:auto:2"]] * 2)
+    layouts_program.train(folder, "one:auto:1")
     for process in started:
         errors = process.communicate(timeout=500)[1]
         assert process.returncode == 0, errors[-3000:]
@@ -90,8 +92,8 @@ def layouts(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["pmap", "mesh", "fsdp", "moved", "processes"])
 def test_a_run_is_the_same_however_it_lies_on_devices(layouts, name):
-    """Five steps from data to Adam. A bias before a group norm has no gradient but rounding, which
-    Adam makes steps of."""
+    """Five steps from data to Adam, which makes steps of a gradient that is nothing but rounding.
+    A U-Net's gradients are those of one device in devices_program.py."""
     one, found = layouts["one"], layouts[name]
     assert one.keys() == found.keys()
     names = [key for key in one if key not in ("samples", "held")]
@@ -106,7 +108,7 @@ def test_a_run_is_the_same_however_it_lies_on_devices(layouts, name):
 
 def test_sharing_a_copy_of_the_state_shrinks_it(layouts):
     assert layouts["pmap"]["held"] == layouts["mesh"]["held"] == layouts["one"]["held"]
-    config = tiny.tiny_config(fsdp=2)
+    config = tiny.mlp_config(fsdp=2)
     state = jax.eval_shape(build(config).init_state, jax.eval_shape(lambda: jax.random.key(0)))
     assert held(state, 2) == layouts["fsdp"]["held"] < held(state, 1) == layouts["one"]["held"]
     for name in ("fsdp", "processes"):
@@ -118,7 +120,7 @@ def test_sigterm_to_one_of_two_processes_saves_and_ends_both(tmp_path):
         "--workdir",
         tmp_path / "run",
         "--config",
-        experiment_file(tmp_path),
+        experiment_file(tmp_path, "mlp_config"),
         "--config.training.num_steps=100000",
     )
     started = processes(
@@ -152,7 +154,8 @@ def wait_until(condition, started):
 
 
 def test_what_one_process_fails_of_ends_all_with_its_message(tmp_path):
-    arguments = command("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
+    file = experiment_file(tmp_path, "mlp_config")
+    arguments = command("--workdir", tmp_path / "run", "--config", file)
     fails = ["--config.data.source=arrays", "--config.data.source.folder=no/such.npz"]
     for process in processes([arguments, [*arguments, *fails]], 1):
         errors = process.communicate(timeout=120)[1]
@@ -173,10 +176,12 @@ def test_what_one_process_fails_of_ends_all_with_its_message(tmp_path):
         ),
     ],
 )
-def test_processes_that_are_named_wrongly(tmp_path, variables, message):
-    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
-    done = tiny.run_command(*arguments, JAX_COORDINATOR_ADDRESS="127.0.0.1:1", **variables)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+def test_processes_that_are_named_wrongly(tmp_path, monkeypatch, variables, message):
+    for name, value in {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        tiny.main_run("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -188,18 +193,9 @@ def test_processes_that_are_named_wrongly(tmp_path, variables, message):
     ],
 )
 def test_layouts_that_cannot_be(tmp_path, settings, message):
-    import main
-    from diffusion_jax.core.errors import UserError
-
-    arguments = [
-        "main.py",
-        "--workdir",
-        str(tmp_path / "run"),
-        "--config",
-        str(experiment_file(tmp_path)),
-    ]
+    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
     with pytest.raises(UserError) as error:
-        main.run(arguments + [f"--config.training.{setting}" for setting in settings])
+        tiny.main_run(*arguments, *(f"--config.training.{setting}" for setting in settings))
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
 
