@@ -2,6 +2,7 @@
 together."""
 
 import gc
+import os
 import signal
 import socket
 import subprocess
@@ -28,8 +29,7 @@ OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 def devices(count: int, **more) -> dict:
     return environment(
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={count} "
-        "--xla_backend_optimization_level=0",
+        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
         **more,
     )
 
