@@ -22,8 +22,8 @@ if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tests compile more than they compute: the compiler's quick level halves their time, and so does
-# LLVM alone, for one module in place of 32. Before JAX starts, hence up here. XLA ends a process for
-# a flag unknown to it.
+# LLVM alone, for one module in place of 32. Before JAX starts, hence up here. XLA ends a process
+# for a flag unknown to it.
 FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jax").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
