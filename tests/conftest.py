@@ -87,6 +87,15 @@ def continuous():
     return Schedule(level, inverse, t_min=0.01, t_max=0.99, num_steps=None)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Training draws none, which takes it longer than its steps."""
+    from diffusion_jax.commands import train
+
+    monkeypatch.setattr(train, "draw_picture", lambda run, state: None)
+    monkeypatch.setattr(train.plots, "schedule", lambda *arguments: None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def untuned():
     """`cpu.tune` is for a process's start: where a test calls the program itself, its flags would

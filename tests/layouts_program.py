@@ -35,8 +35,9 @@ def train(folder: pathlib.Path, words: str) -> None:
             num_steps=num_steps, eval_every=0, checkpoint_every=5, parallel=kind, fsdp=int(fsdp)
         )
         config.sampling.num = 16
-        with pytest.MonkeyPatch.context() as patch:  # 16 samples are drawn below
+        with pytest.MonkeyPatch.context() as patch:  # no pictures: 16 samples are drawn below
             patch.setattr(loop, "draw_picture", lambda run, state: None)
+            patch.setattr(loop.plots, "schedule", lambda *arguments: None)
             loop.train(config, folder / name)
     parts = build(config)
     params, step = restore_params(config, parts, folder / name, ema=False)

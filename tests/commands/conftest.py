@@ -36,12 +36,6 @@ def improved(tmp_path_factory):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Training draws none, which takes it as long as its steps."""
-    monkeypatch.setattr(train, "draw_picture", lambda run, state: None)
-
-
-@pytest.fixture
 def newest():
     """A run's folder -> the newest of its folders of samples."""
 

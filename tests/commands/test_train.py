@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_fro
     assert_same_run(undisturbed, workdir)
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path, no_pictures):
     config = mlp_config(
         learning_rate=1e30, warmup_steps=0, clip_norm=0.0, checkpoint_every=1, eval_every=0
     )

@@ -54,7 +54,7 @@ def from_old(old):
     return starting_from(old)
 
 
-def test_a_run_starts_from_the_averaged_parameters_of_another(old, tmp_path, from_old):
+def test_a_run_starts_from_the_averaged_parameters_of_another(old, tmp_path, from_old, no_pictures):
     state, (theirs, _) = started(from_old, tmp_path / "run"), final_state(from_old, old)
     assert int(state.step) == 0
     assert_equal(state.params, theirs.ema_params)
@@ -133,7 +133,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_is_trained(
     assert (tmp_path / "run" / "nll" / "step3-test-2-examples2.json").exists()
 
 
-def test_without_another_run_the_initial_parameters_are_frozen(tmp_path):
+def test_without_another_run_the_initial_parameters_are_frozen(tmp_path, no_pictures):
     config = mlp_config(freeze="dense_in|block0", eval_every=0)
     state = started(config, tmp_path / "run")
     init_key, _ = jax.random.split(noise.key(config.seed))
