@@ -1,13 +1,8 @@
-"""The same numbers on one device, eight of one process, and several processes; all of which end
-together."""
+"""The same numbers on one device, eight of one process, and several processes."""
 
 import gc
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +10,8 @@ import layouts_program
 import numpy as np
 import pytest
 import tiny
-from tiny import ROOT, command, environment, experiment_file
+from several import OUTPUT, devices, processes
+from tiny import ROOT, experiment_file
 
 from diffusion_jax.commands.plan import held
 from diffusion_jax.core.errors import UserError
@@ -24,26 +20,6 @@ from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
 
 TESTS = ROOT / "tests"
-OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-
-
-def devices(count: int, **more) -> dict:
-    return environment(
-        XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
-        **more,
-    )
-
-
-def processes(arguments: list[list[str]], count: int = 2) -> list[subprocess.Popen]:
-    """A run of one process an entry, of `count` devices each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    known = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(arguments))}
-    started = lambda i: subprocess.Popen(
-        arguments[i], env=devices(count, **known, JAX_PROCESS_ID=str(i)), **OUTPUT
-    )
-    return [started(i) for i in range(len(arguments))]
 
 
 def test_eight_devices_give_the_numbers_of_one():
@@ -80,7 +56,7 @@ def layouts(tmp_path_factory):
     on a device."""
     folder = tmp_path_factory.mktemp("layouts")
     program = [sys.executable, str(TESTS / "layouts_program.py"), str(folder)]
-    eight = ["pmap:pmap:1", "mesh:mesh:1", "moved:pmap:1+auto:2"]
+    eight = ["pmap:pmap:1", "mesh:mesh:1", "fsdp:auto:2", "moved:pmap:1+auto:2"]
     started = [subprocess.Popen([*program, *eight], env=devices(8), **OUTPUT)]
     started += processes([[*program, "processes:auto:2"]] * 2)
     layouts_program.train(folder, "one:auto:1")
@@ -90,7 +66,7 @@ def layouts(tmp_path_factory):
     return {path.stem: tiny.arrays(path) for path in folder.glob("*.npz")}
 
 
-@pytest.mark.parametrize("name", ["pmap", "mesh", "moved", "processes"])
+@pytest.mark.parametrize("name", ["pmap", "mesh", "fsdp", "moved", "processes"])
 def test_a_run_is_the_same_however_it_lies_on_devices(layouts, name):
     """Five steps from data to Adam, which makes steps of a gradient that is nothing but rounding.
     A U-Net's gradients are those of one device in devices_program.py."""
@@ -110,79 +86,9 @@ def test_sharing_a_copy_of_the_state_shrinks_it(layouts):
     assert layouts["pmap"]["held"] == layouts["mesh"]["held"] == layouts["one"]["held"]
     config = tiny.mlp_config(fsdp=2)
     state = jax.eval_shape(build(config).init_state, jax.eval_shape(lambda: jax.random.key(0)))
-    assert held(state, 2) == layouts["moved"]["held"] < held(state, 1) == layouts["one"]["held"]
-    for name in ("moved", "processes"):
+    assert held(state, 2) == layouts["fsdp"]["held"] < held(state, 1) == layouts["one"]["held"]
+    for name in ("fsdp", "processes"):
         assert layouts[name]["held"] < 0.6 * layouts["one"]["held"]
-
-
-def test_sigterm_to_one_of_two_processes_saves_and_ends_both(tmp_path):
-    arguments = command(
-        "--workdir",
-        tmp_path / "run",
-        "--config",
-        experiment_file(tmp_path, "mlp_config"),
-        "--config.training.num_steps=100000",
-    )
-    started = processes(
-        [[*arguments, "--config.training.eval_every=0", "--config.training.checkpoint_every=50000"]]
-        * 2,
-        1,
-    )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, started)
-    started[1].send_signal(signal.SIGTERM)
-    for process in started:
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 128 + signal.SIGTERM, errors[-3000:]
-    (saved,) = [
-        int(path.name)
-        for path in (tmp_path / "run" / "checkpoints").iterdir()
-        if path.name.isdigit()
-    ]
-    assert f"stopped and saved at step {saved};" in (tmp_path / "run" / "log.txt").read_text()
-
-
-def wait_until(condition, started):
-    for _ in range(3000):
-        if condition():
-            return
-        assert all(process.poll() is None for process in started), started[0].communicate()[1][
-            -3000:
-        ]
-        time.sleep(0.1)
-    raise AssertionError("five minutes were not enough")
-
-
-def test_what_one_process_fails_of_ends_all_with_its_message(tmp_path):
-    file = experiment_file(tmp_path, "mlp_config")
-    arguments = command("--workdir", tmp_path / "run", "--config", file)
-    fails = ["--config.data.source=arrays", "--config.data.source.folder=no/such.npz"]
-    for process in processes([arguments, [*arguments, *fails]], 1):
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 2, errors[-3000:]
-        assert "error: process 1: config.data.source.folder=no/such.npz holds no arrays" in errors
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        (
-            {"JAX_NUM_PROCESSES": "2"},
-            "needs JAX_NUM_PROCESSES and JAX_PROCESS_ID, whole numbers, beside it",
-        ),
-        (
-            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
-            "JAX_PROCESS_ID=2 must be below JAX_NUM_PROCESSES=2",
-        ),
-    ],
-)
-def test_processes_that_are_named_wrongly(tmp_path, monkeypatch, variables, message):
-    for name, value in {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", **variables}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as error:
-        tiny.main_run("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
-    assert message in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
