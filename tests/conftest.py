@@ -1,14 +1,33 @@
 """Fixtures that several test files share."""
 
+import atexit
 import functools
+import importlib.metadata
 import inspect
 import json
 import os
 import pathlib
+import shutil
+import sys
+import tempfile
 
-# Tests compile more than they compute: the compiler's quick level halves their time. Before JAX
-# starts, hence up here.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+# Where Python may keep no bytecode beside its sources, every process that tests start would compile
+# its libraries anew, for several seconds: it is kept for one test run.
+if sys.dont_write_bytecode:
+    sys.pycache_prefix = tempfile.mkdtemp(prefix="bytecode")
+    pathlib.Path(sys.pycache_prefix).chmod(0o755)  # for the test of another user, too
+    atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Tests compile more than they compute: the compiler's quick level halves their time, and so does
+# LLVM alone, for one module in place of 32. Before JAX starts, hence up here. XLA ends a process
+# for a flag unknown to it.
+FLAGS = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jax").startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +85,15 @@ def continuous():
 
     inverse = lambda logsnr: 2 / jnp.pi * jnp.arctan(jnp.exp(-logsnr / 2))
     return Schedule(level, inverse, t_min=0.01, t_max=0.99, num_steps=None)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Training draws none, which takes it longer than its steps."""
+    from diffusion_jax.commands import train
+
+    monkeypatch.setattr(train, "draw_picture", lambda run, state: None)
+    monkeypatch.setattr(train.plots, "schedule", lambda *arguments: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

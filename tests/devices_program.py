@@ -1,5 +1,5 @@
-"""Run by test_parallel.py with eight virtual devices: the pmapped step against the plain one, and
-examples shared out."""
+"""Run by test_parallel.py with eight virtual devices: the pmapped step against the plain one, a
+U-Net's gradients on a mesh against those on one device, and examples shared out."""
 
 import sys
 
@@ -23,6 +23,7 @@ from diffusion_jax.devices.parallel import (  # noqa: E402
     map_examples,
     place,
 )
+from diffusion_jax.models.unet import UNet  # noqa: E402
 from diffusion_jax.objectives import denoising  # noqa: E402
 from diffusion_jax.training.state import init_state, warmed_up_ema  # noqa: E402
 from diffusion_jax.training.step import make_train_step  # noqa: E402
@@ -95,6 +96,28 @@ for steps_per_call, accumulation in ((1, 1), (2, 1), (1, 2)):
     np.testing.assert_array_equal(expected["counts"], history["counts"])
     for name, value in plain_metrics.items():
         np.testing.assert_allclose(value, metrics[name][-1], rtol=1e-5, err_msg=name)
+
+# the network that the programs train, partitioned by XLA: parameters whole or cut, examples apart
+unet = UNet(
+    out_channels=1, channels=16, channel_mult=(1,), blocks=1, attention_factors=(1,), heads=2
+)
+x, t = rng.normal(size=(8, 8, 8, 1)).astype(np.float32), np.arange(8, dtype=np.float32)
+shapes = jax.eval_shape(lambda key: unet.init(key, x, t), key)
+weights = jax.tree.map(lambda a: 0.1 * rng.standard_normal(a.shape, np.float32), shapes)
+mesh = layout("mesh", 2)
+
+
+def gradient(gathered):
+    loss = lambda weights, x, t: jnp.mean(unet.apply(gathered(weights), x, t) ** 2)
+    return jax.jit(jax.grad(loss))
+
+
+cut = jax.tree.map(lambda a: jax.device_put(a, mesh.cut(a.shape)), weights)
+assert not all(a.is_fully_replicated for a in jax.tree.leaves(cut))
+alone = gradient(lambda weights: weights)(weights, x, t)
+shared = gradient(mesh.gathered)(cut, *jax.device_put((x, t), mesh.examples()))
+largest = max(np.abs(a).max() for a in jax.tree.leaves(alone))
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), shared, alone)
 
 doubled = map_examples(lambda factor, a, b: {"sum": factor * (a + b)})
 a, b = np.arange(11.0), np.ones(11)

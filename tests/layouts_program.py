@@ -1,4 +1,4 @@
-"""Run by test_parallel.py: trains the tiny run for five steps on the devices and processes that
+"""Used by test_parallel.py: trains the tiny run for five steps on the devices and processes that
 there are, in given layouts.
 
     python layouts_program.py FOLDER NAME:PARALLEL:FSDP[+PARALLEL:FSDP] ...
@@ -14,9 +14,10 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
-from tiny import tiny_config  # noqa: E402
+from tiny import mlp_config  # noqa: E402
 
 from diffusion_jax.commands import train as loop  # noqa: E402
 from diffusion_jax.devices import parallel, processes  # noqa: E402
@@ -24,18 +25,20 @@ from diffusion_jax.runs.build import build  # noqa: E402
 from diffusion_jax.runs.draw import make_generate  # noqa: E402
 from diffusion_jax.runs.open import restore_params  # noqa: E402
 
-loop.draw_picture = lambda run, state: None  # 16 samples are drawn below
-processes.start()
-folder = pathlib.Path(sys.argv[1])
-for words in sys.argv[2:]:
+
+def train(folder: pathlib.Path, words: str) -> None:
+    """words: NAME:PARALLEL:FSDP, as above."""
     name, layouts = words.split(":", 1)
     several = [layout.split(":") for layout in layouts.split("+")]
     for num_steps, (kind, fsdp) in zip((2, 5)[-len(several) :], several, strict=True):
-        config = tiny_config(
+        config = mlp_config(
             num_steps=num_steps, eval_every=0, checkpoint_every=5, parallel=kind, fsdp=int(fsdp)
         )
-        config.model.dropout, config.sampling.num = 0.0, 16
-        loop.train(config, folder / name)
+        config.sampling.num = 16
+        with pytest.MonkeyPatch.context() as patch:  # no pictures: 16 samples are drawn below
+            patch.setattr(loop, "draw_picture", lambda run, state: None)
+            patch.setattr(loop.plots, "schedule", lambda *arguments: None)
+            loop.train(config, folder / name)
     parts = build(config)
     params, step = restore_params(config, parts, folder / name, ema=False)
     samples = make_generate(config, parts)(params, np.arange(16))
@@ -52,4 +55,10 @@ for words in sys.argv[2:]:
             for path, a in jax.tree_util.tree_leaves_with_path(params)
         }
         np.savez(folder / f"{name}.npz", samples=samples, held=held, **leaves)
-os._exit(0) if jax.process_count() == 1 else jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    processes.start()
+    for words in sys.argv[2:]:
+        train(pathlib.Path(sys.argv[1]), words)
+    os._exit(0) if jax.process_count() == 1 else jax.distributed.shutdown()

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import tiny_config
+from tiny import mlp_config
 
 from diffusion_jax import samplers
 from diffusion_jax.core.types import Level
@@ -25,7 +25,7 @@ def run_of(calls=None, **sampling):
         wide = (slice(None), None, None, None)
         return params["a"] * jnp.sin(3 * x + 0.2 * cond["label"][wide] + 0.1 * t[wide])
 
-    config = tiny_config()
+    config = mlp_config()
     config.conditioning = use("label", dropout=0.1)
     config.diffusion.prediction = "v"
     for name, value in ({"sampler": "ddim"} | sampling).items():

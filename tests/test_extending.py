@@ -51,22 +51,71 @@ def asked(noun, without="", **changed):
     return [*command, *(f"--config.{path}={value}" for path, value in (TINY | small).items())]
 
 
-def follow(copy, noun, *more):
-    """(workdir, results): the command trained, then others of its workdir were run."""
-    command = asked(noun)
-    workdir = command[command.index("--workdir") + 1]
-    others = [[word.replace("WORKDIR", workdir) for word in words] for words in more]
-    trained, *results = several(copy, command, *others)
-    assert trained.returncode == 0, trained.stderr
-    lines = (copy / workdir / "metrics.jsonl").read_text().splitlines()
-    found = {name: value for line in lines for name, value in json.loads(line).items()}
-    assert found["step"] == 20
-    assert np.isfinite([found["loss"], found["eval_loss"]]).all()
-    assert list((copy / workdir / "samples").glob("*.png"))
-    return copy / workdir, results
-
-
 SAMPLE = ["main.py", "sample", "--workdir", "WORKDIR"]
+GUIDED = [*SAMPLE, "--config.sampling.guidance=1"]
+THRESHOLDED = [*SAMPLE, "--config.sampling.threshold=0.9"]
+NLL = ["main.py", "nll", "--workdir", "WORKDIR"]
+LIST = ["main.py", "list"]
+PLAN, DATA = ["main.py", "plan", *asked("codec")[3:]], ["main.py", "data", *asked("modality")[1:]]
+PIXELS = [*asked("modality", without="config.codec"), "--config.codec=pixels"]
+
+# noun -> what follows its own command
+COMMANDS = {
+    "schedule": [
+        *([*asked("schedule"), f"--config.diffusion.schedule.{w}"] for w in ("b=-1", "bb=1")),
+        [*asked("schedule"), "--config.diffusion.schedule.mu=high"],
+        LIST,
+    ],
+    "network": [GUIDED, [*asked("network"), "--config.conditioning=given,augmentation"]],
+    "objective": [],
+    "codec": [SAMPLE, NLL, [*PLAN, "--config.data.shape=7,8,1"]],
+    "modality": [
+        SAMPLE,
+        PIXELS,
+        *([*asked("modality"), f"--config.data.shape={shape}"] for shape in ("7,2", "8,8,1")),
+        THRESHOLDED,
+        DATA,
+    ],
+}
+
+
+def workdir_of(noun):
+    command = asked(noun)
+    return command[command.index("--workdir") + 1]
+
+
+@pytest.fixture(scope="module")
+def done(copy):
+    """noun -> what its command and those that follow did, all of them in one process, which starts
+    once."""
+    named = [
+        (noun, [word.replace("WORKDIR", workdir_of(noun)) for word in words])
+        for noun, more in COMMANDS.items()
+        for words in (asked(noun), *more)
+    ]
+    results = several(copy, *(words for _, words in named))
+    found = {noun: [] for noun in COMMANDS}
+    for (noun, _), result in zip(named, results, strict=True):
+        found[noun].append(result)
+    return found
+
+
+@pytest.fixture
+def follow(copy, done):
+    """follow(noun): (workdir, results of the commands that follow), where its own command trained
+    a run."""
+
+    def follow(noun):
+        workdir, (trained, *results) = copy / workdir_of(noun), done[noun]
+        assert trained.returncode == 0, trained.stderr
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        found = {name: value for line in lines for name, value in json.loads(line).items()}
+        assert found["step"] == 20
+        assert np.isfinite([found["loss"], found["eval_loss"]]).all()
+        assert list((workdir / "samples").glob("*.png"))
+        return workdir, results
+
+    return follow
 
 
 def samples(copy, sampled):
@@ -88,19 +137,10 @@ def test_the_page_adds_one_of_each_in_a_few_lines():
     assert all(len(addition.code.splitlines()) < 40 for addition in ADDITIONS.values())
 
 
-def test_a_schedule_of_two_hyperparameters(copy):
-    setting = "--config.diffusion.schedule."
-    workdir, results = follow(
-        copy,
-        "schedule",
-        [*asked("schedule"), f"{setting}b=-1"],
-        [*asked("schedule"), f"{setting}bb=1"],
-        [*asked("schedule"), f"{setting}mu=high"],
-        ["main.py", "list"],
-    )
+def test_a_schedule_of_two_hyperparameters(follow):
+    workdir, (*wrong, listed) = follow("schedule")
     stored = json.loads((workdir / "config.json").read_text())["diffusion"]["schedule"]
     assert stored == {"entry": "laplace", "mu": 0.0, "b": 0.8}
-    *wrong, listed = results
     assert_refused(wrong[0], "config.diffusion.schedule: b must be above 0, not -1.0")
     assert "diffusion.schedule.bb'; did you mean" in wrong[1].stderr
     assert_refused(wrong[2], "config.diffusion.schedule.mu must be a number, not 'high'")
@@ -108,25 +148,20 @@ def test_a_schedule_of_two_hyperparameters(copy):
     assert all(meaning in listed.stdout for meaning in MEANINGS)
 
 
-def test_a_network_that_reads_a_text(copy):
-    guided = [*SAMPLE, "--config.sampling.guidance=1"]
-    wrong = [*asked("network"), "--config.conditioning=given,augmentation"]
-    _, (sampled, refused) = follow(copy, "network", guided, wrong)
+def test_a_network_that_reads_a_text(copy, follow):
+    _, (sampled, refused) = follow("network")
     assert samples(copy, sampled)["images"].shape == (6, 8, 8, 1)
     complaint = "captioned takes the condition text alone, not text, augmentation"
     assert_refused(refused, f"config.model: {complaint}")
 
 
-def test_an_objective_with_the_average_as_its_teacher(copy):
-    follow(copy, "objective")
+def test_an_objective_with_the_average_as_its_teacher(follow):
+    follow("objective")
 
 
-def test_a_codec_that_halves_images(copy):
-    nll = ["main.py", "nll", "--workdir", "WORKDIR"]
-    plan = ["main.py", "plan", *asked("codec")[3:]]
-    assert "--workdir" not in plan
-    odd = [*plan, "--config.data.shape=7,8,1"]
-    _, (sampled, measured, refused) = follow(copy, "codec", SAMPLE, nll, odd)
+def test_a_codec_that_halves_images(copy, follow):
+    assert "--workdir" not in PLAN
+    _, (sampled, measured, refused) = follow("codec")
     drawn = samples(copy, sampled)["images"]
     assert drawn.shape == (6, 8, 8, 1)
     np.testing.assert_array_equal(drawn, drawn[:, ::2, ::2].repeat(2, 1).repeat(2, 2))
@@ -138,15 +173,8 @@ def test_a_codec_that_halves_images(copy):
     assert_refused(refused, "config.codec: images of 7 x 8 cannot be halved")
 
 
-def test_a_modality_of_point_sets(copy):
-    pixels = [*asked("modality", without="config.codec"), "--config.codec=pixels"]
-    other = [*asked("modality"), "--config.data.shape=7,2"]
-    flat = [*asked("modality"), "--config.data.shape=8,8,1"]
-    data = ["main.py", "data", *asked("modality")[1:]]
-    thresholded = [*SAMPLE, "--config.sampling.threshold=0.9"]
-    _, (sampled, *wrong, report) = follow(
-        copy, "modality", SAMPLE, pixels, other, flat, thresholded, data
-    )
+def test_a_modality_of_point_sets(copy, follow):
+    _, (sampled, *wrong, report) = follow("modality")
     drawn = samples(copy, sampled)["points"]
     assert drawn.shape == (6, 24, 2)
     assert drawn.dtype == np.float32
@@ -157,6 +185,6 @@ def test_a_modality_of_point_sets(copy):
         "config.data.shape: a set of points has the shape P, 2, not (8, 8, 1)",
         "config.sampling.threshold is of x0 in [-1, 1], which that of the codec floats is not",
     )
-    for done, complaint in zip(wrong, complaints, strict=True):
-        assert_refused(done, complaint)
+    for answer, complaint in zip(wrong, complaints, strict=True):
+        assert_refused(answer, complaint)
     assert report.returncode == 0, report.stderr

@@ -7,11 +7,17 @@ from diffusion_jax.commands import train
 from diffusion_jax.runs.config import use
 
 
+def train_without_pictures(config, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_picture", lambda run, state: None)
+        train.train(config, folder)
+
+
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory):
-    """A U-Net of four steps."""
+    """A U-Net of four steps, without pictures."""
     folder = tmp_path_factory.mktemp("commands") / "run"
-    train.train(tiny_config(num_steps=4, eval_every=0), folder)
+    train_without_pictures(tiny_config(num_steps=4, eval_every=0), folder)
     return folder
 
 
@@ -31,7 +37,7 @@ def improved(tmp_path_factory):
     config.model.learned_variance = True
     config.diffusion.loss = "hybrid"
     config.conditioning = use("label", dropout=0.2)
-    train.train(config, folder)
+    train_without_pictures(config, folder)
     return folder
 
 

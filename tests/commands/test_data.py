@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import curves, pixels, tiny_config
+from tiny import curves, mlp_config, pixels
 
 import main
 from diffusion_jax.commands import data as command
@@ -35,7 +35,7 @@ def load(root, split, **settings):
 
 
 def folder_config(root, **training):
-    config = tiny_config(**training)
+    config = mlp_config(**training)
     config.data.source = "folder"
     config.data.source.folder = str(root)
     return config
@@ -162,7 +162,7 @@ def test_the_command_data_ends_with_2_where_it_says_problem(tmp_path, monkeypatc
 def test_data_measures_floats_in_their_own_units(tmp_path):
     images = np.random.default_rng(0).uniform(-3.0, 5.0, (40, 8, 8, 1)).astype(np.float32)
     np.savez(tmp_path / "a.npz", images=images, text=np.arange(80).reshape(40, 2))
-    config = tiny_config()
+    config = mlp_config()
     config.data.source = "arrays"
     config.data.source.folder, config.data.source.range = str(tmp_path / "a.npz"), (-4.0, 6.0)
     config.data.num_classes, config.conditioning = 0, ()

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny import experiment_file, main_run, tiny_config
+from tiny import experiment_file, main_run, mlp_config
 
 from diffusion_jax.commands import figures
 from diffusion_jax.runs.workdir import open_workdir
@@ -12,9 +12,15 @@ ALONE = {"beta_ratio.png", "alphas_cumprod.png", "forward.png"}
 
 
 def test_figures_of_a_config_alone(tmp_path):
-    main_run("figures", "--workdir", tmp_path / "new", "--config", experiment_file(tmp_path))
+    main_run(
+        "figures",
+        "--workdir",
+        tmp_path / "new",
+        "--config",
+        experiment_file(tmp_path, "mlp_config"),
+    )
     assert {path.name for path in (tmp_path / "new" / "figures").iterdir()} == ALONE
-    open_workdir(tmp_path / "new", tiny_config())  # training enters the folder that they made
+    open_workdir(tmp_path / "new", mlp_config())  # training enters the folder that they made
 
 
 def test_figures_of_a_run(improved, monkeypatch):

@@ -194,7 +194,7 @@ def test_export_refuses_what_it_would_overwrite_or_cannot_write(tiny_file, tmp_p
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_weights_go_out_and_come_back_bit_for_bit(workdir, tmp_path, capsys):
+def test_weights_go_out_and_come_back_bit_for_bit(workdir, tmp_path, capsys, no_pictures):
     out, again = tmp_path / "out.safetensors", tmp_path / "again.safetensors"
     run = tmp_path / "run"
     main_run("export-weights", "--workdir", workdir, "--weights", out)
@@ -204,6 +204,5 @@ def test_weights_go_out_and_come_back_bit_for_bit(workdir, tmp_path, capsys):
     assert "taken on trust: heads=1" in capsys.readouterr().out
     main_run("export-weights", "--workdir", run, "--weights", again)
     assert again.read_bytes() == out.read_bytes()
-    main_run("sample", "--workdir", run, "--config.sampling.num=3")
     main_run("train", "--workdir", run, "--config.training.num_steps=2")
-    assert (run / "samples" / "step_0000002.png").exists()
+    assert "trained to step 2" in (run / "log.txt").read_text()

@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import main_run, pixels, tiny_config
+from tiny import main_run, mlp_config, pixels
 
 from diffusion_jax.commands import nll
 from diffusion_jax.data.sources import digits
@@ -53,7 +53,7 @@ def test_one_example_has_no_standard_error(improved):
 def test_bits_by_the_ode_are_those_of_the_density(monkeypatch, tmp_path, probes):
     """A network that is exact for N(mean, std^2) pixels: its density is known."""
     mean, std = -0.4, 0.7
-    config = tiny_config()
+    config = mlp_config()
     config.diffusion.prediction = "x0"
     likelihood = config.likelihood
     likelihood.method, likelihood.examples, likelihood.probes = "ode", 12, probes

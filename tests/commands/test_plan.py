@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import experiment_file, main_run, tiny_config
+from tiny import experiment_file, main_run, mlp_config, tiny_config
 
 from diffusion_jax.commands.plan import make_plan, report
 from diffusion_jax.core.errors import UserError
@@ -62,6 +62,16 @@ def forward_flops_by_hand():
 @pytest.fixture(scope="module")
 def plan():
     return make_plan(tiny_config())
+
+
+def perceptron(**training):
+    """A run whose step compiles in a moment, and whose memory is that of its batch."""
+    return mlp_config(**({"batch_size": 1024} | training))
+
+
+@pytest.fixture(scope="module")
+def other():
+    return make_plan(perceptron())
 
 
 def test_parameters_are_those_counted_by_hand(plan):
@@ -143,41 +153,41 @@ def test_a_convolution_and_its_gradients_count_the_same_products(stride, size, h
         assert both == 2 * products  # the forward pass stands in the jaxpr, too
 
 
-def test_accumulation_changes_the_memory_and_not_the_flops(plan):
-    accumulated = make_plan(tiny_config(accumulation_steps=4))
-    assert accumulated.flops == pytest.approx(plan.flops, rel=1e-6)
-    assert accumulated.temporary < plan.temporary
-    assert accumulated.state == plan.state
+def test_accumulation_changes_the_memory_and_not_the_flops(other):
+    accumulated = make_plan(perceptron(accumulation_steps=2))
+    assert accumulated.flops == pytest.approx(other.flops, rel=1e-6)
+    assert accumulated.temporary < other.temporary
+    assert accumulated.state == other.state
 
 
-def test_frozen_parameters_have_no_average_and_no_moments(plan):
-    frozen = make_plan(tiny_config(freeze="conv_in"))
-    still = 4 * (9 * C + C)  # of float32 numbers
+def test_frozen_parameters_have_no_average_and_no_moments(other):
+    frozen = make_plan(perceptron(freeze="dense_in"))
+    still = 4 * (64 * 64 + 64)  # of float32 numbers
+    assert other.state["frozen"] == 0
     assert frozen.state["frozen"] == still
-    assert frozen.state["EMA"] == frozen.state["parameters"] == plan.state["parameters"] - still
-    assert frozen.state["optimizer"] == plan.state["optimizer"] - 2 * still
-    assert frozen.parameters == parameters_by_hand() - still // 4
+    assert frozen.state["EMA"] == frozen.state["parameters"] == other.state["parameters"] - still
+    assert frozen.state["optimizer"] == other.state["optimizer"] - 2 * still
+    assert frozen.parameters == other.parameters - still // 4
 
 
-def test_devices_share_the_batch_and_the_state(plan):
-    shared = make_plan(tiny_config(fsdp=2), devices=4)
-    assert (shared.images, shared.batch) == (4, plan.batch // 4)
+def test_devices_share_the_batch_and_the_state(other):
+    shared = make_plan(perceptron(fsdp=2), devices=4)
+    assert (shared.images, shared.batch) == (256, other.batch // 4)
     for part in ("parameters", "EMA", "optimizer"):
-        assert (
-            0.5 * plan.state[part] < shared.state[part] < 0.6 * plan.state[part]
-        )  # small arrays are whole
+        # small arrays are whole
+        assert 0.5 * other.state[part] < shared.state[part] < 0.6 * other.state[part]
     with pytest.raises(
         UserError, match="training.fsdp=2 must divide the number of devices, --devices 3"
     ):
-        make_plan(tiny_config(fsdp=2), devices=3)
-    assert shared.flops == pytest.approx(plan.flops / 4, rel=0.02)
+        make_plan(perceptron(fsdp=2), devices=3)
+    assert shared.flops == pytest.approx(other.flops / 4, rel=0.02)
     h100 = hardware.DEVICES["H100"]
-    assert shared.bound(h100) == pytest.approx(4 * plan.bound(h100), rel=0.02)
+    assert shared.bound(h100) == pytest.approx(4 * other.bound(h100), rel=0.02)
     assert shared.memory == sum(shared.state.values()) + shared.batch + shared.temporary
     with pytest.raises(
-        UserError, match=r"batch_size=16 is not divisible by 3 \(devices x accumulation\)"
+        UserError, match=r"batch_size=1024 is not divisible by 3 \(devices x accumulation\)"
     ):
-        make_plan(tiny_config(), devices=3)
+        make_plan(perceptron(), devices=3)
 
 
 def test_the_bound_is_the_peak_over_the_flops_of_an_image(plan):
@@ -258,7 +268,7 @@ def test_the_command_writes_nothing_and_needs_no_workdir(tmp_path, capsys, monke
 
 
 def test_a_run_is_planned_by_its_workdir(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(to_json(tiny_config()))
+    (tmp_path / "config.json").write_text(to_json(mlp_config()))
     main_run("plan", "--workdir", tmp_path)
     assert "--device says whether that fits: H100, " in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

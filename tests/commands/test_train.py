@@ -4,14 +4,14 @@ import os
 import shutil
 import signal
 import subprocess
-import time
+import sys
 
 import jax
 import numpy as np
 import pytest
 from tiny import (
+    ROOT,
     assert_same_run,
-    command,
     curves,
     environment,
     experiment_file,
@@ -54,7 +54,7 @@ def test_a_workdir_holds_what_a_person_looks_for(undisturbed):
     assert "trained to step 8" in (workdir / "log.txt").read_text()
 
 
-def test_four_and_four_steps_are_eight_bit_for_bit(workdir, tmp_path):
+def test_four_and_four_steps_are_eight_bit_for_bit(workdir, tmp_path, no_pictures):
     config = tiny_config(eval_every=0)  # a U-Net with dropout
     shutil.copytree(workdir, tmp_path / "run")
     for name in ("run", "whole"):
@@ -74,7 +74,7 @@ def test_a_complete_run_started_again_changes_nothing(undisturbed):
     ("number", "during"), [(signal.SIGTERM, 3), (signal.SIGINT, 4)]
 )  # step 4 is evaluated, too
 def test_a_signal_saves_first_and_the_run_goes_on(
-    undisturbed, tmp_path, monkeypatch, number, during
+    undisturbed, tmp_path, monkeypatch, no_pictures, number, during
 ):
     record = train.record
 
@@ -93,39 +93,46 @@ def test_a_signal_saves_first_and_the_run_goes_on(
     assert_same_run(undisturbed, tmp_path / "run")
 
 
-def test_kill_minus_nine_then_the_same_command_is_the_same_run(undisturbed, tmp_path):
-    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path, "mlp_config"))
-    # A slow tail, so that the kill falls after the first checkpoint and before the end.
-    running = subprocess.Popen(
-        command(*arguments, "--config.training.num_steps=100000"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+# Two runs of one program, of which the second is killed after its first checkpoint.
+KILLED = """
+import os, signal, sys, time
+import main
+from diffusion_jax.commands import train
+
+def record(run, step, metrics, record=train.record):
+    record(run, step, metrics)
+    if step == 7 and run.workdir.name == "run":
+        while not (run.workdir / "checkpoints" / "4").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train.record = record
+for sys.argv in ["main.py", "--workdir", sys.argv[1], *sys.argv[4:]], ["main.py", *sys.argv[2:]]:
+    assert main.main() == 0
+"""
+
+
+def test_kill_minus_nine_then_the_same_command_is_the_same_run(tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    arguments = ("--workdir", run, "--config", experiment_file(tmp_path, "mlp_config"))
+    # the program itself, which computes as `cpu.tune` says: its rounding is not this process's
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, whole, *arguments],
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    deadline = time.time() + 120
-    while not (tmp_path / "run" / "checkpoints" / "4").exists() and time.time() < deadline:
-        time.sleep(0.01)
-    running.kill()
-    running.wait()
-    restored = Checkpoints(tmp_path / "run", read_only=True).latest()
-    assert restored is not None
-    length = -(-max(restored, 1) // 4) * 4 + 4
-    done = run_command(*arguments, f"--config.training.num_steps={length}")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert Checkpoints(run, read_only=True).latest() == 4
+    done = run_command(*arguments)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"resuming at step {restored}" in done.stdout
-    # the program again, which computes as `cpu.tune` says: its rounding is not this process's
-    alone = (
-        "--workdir",
-        tmp_path / "undisturbed",
-        *arguments[2:],
-        f"--config.training.num_steps={length}",
-    )
-    assert run_command(*alone).returncode == 0
-    assert_same_run((mlp_config(), tmp_path / "undisturbed"), tmp_path / "run")
+    assert "resuming at step 4" in done.stdout
+    assert_same_run((mlp_config(), whole), run)
 
 
 def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_from(
-    undisturbed, tmp_path, capsys
+    undisturbed, tmp_path, capsys, no_pictures
 ):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[1], workdir)
@@ -143,7 +150,7 @@ def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_it_is_gone_on_fro
     assert_same_run(undisturbed, workdir)
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path, no_pictures):
     config = mlp_config(
         learning_rate=1e30, warmup_steps=0, clip_norm=0.0, checkpoint_every=1, eval_every=0
     )
@@ -183,7 +190,7 @@ def test_training_drops_labels_and_the_held_out_loss_keeps_them(tmp_path, monkey
     assert run.evaluate(state.params, state.aux) == pytest.approx(batch["label"].mean())
 
 
-def test_several_steps_a_call_give_the_same_curve(undisturbed, tmp_path):
+def test_several_steps_a_call_give_the_same_curve(undisturbed, tmp_path, no_pictures):
     train.train(mlp_config(steps_per_call=2, num_steps=4, log_every=4), tmp_path / "run")
     same, reference = curves(tmp_path / "run")[0], curves(undisturbed[1])[3]
     assert same.keys() == reference.keys()
@@ -191,7 +198,7 @@ def test_several_steps_a_call_give_the_same_curve(undisturbed, tmp_path):
         assert same[name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_steps_per_call_must_divide_the_step_that_a_run_goes_on_from(tmp_path):
+def test_steps_per_call_must_divide_the_step_that_a_run_goes_on_from(tmp_path, no_pictures):
     train.train(mlp_config(num_steps=3, eval_every=0), tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_text()
     config = mlp_config(num_steps=8, eval_every=0, steps_per_call=2, log_every=2)
@@ -202,7 +209,7 @@ def test_steps_per_call_must_divide_the_step_that_a_run_goes_on_from(tmp_path):
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 
-def test_steps_per_call_must_divide_the_step_of_the_last_whole_checkpoint(tmp_path):
+def test_steps_per_call_must_divide_the_step_of_the_last_whole_checkpoint(tmp_path, no_pictures):
     train.train(mlp_config(num_steps=4, eval_every=0, checkpoint_every=1), tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "4" / "sha256.json").write_text("{")
     with pytest.raises(
@@ -213,7 +220,7 @@ def test_steps_per_call_must_divide_the_step_of_the_last_whole_checkpoint(tmp_pa
         )
 
 
-def test_a_profile_of_some_steps_changes_no_number(undisturbed, tmp_path):
+def test_a_profile_of_some_steps_changes_no_number(undisturbed, tmp_path, no_pictures):
     train.train(
         mlp_config(num_steps=4, profile_steps="3:6"), tmp_path / "run"
     )  # ends within the profiled steps

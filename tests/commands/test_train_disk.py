@@ -58,7 +58,9 @@ def start(arguments, largest_file=None):
     )
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_one_line(undisturbed, tmp_path):
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_one_line(
+    undisturbed, tmp_path, no_pictures
+):
     """In orbax's thread, by a limit on the size of files, which needs no rights; and the run goes
     on when there is space."""
     arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path, "mlp_config"))
@@ -118,7 +120,7 @@ def test_a_run_that_cannot_write_leaves_no_file_open(small_disk, size, begun):
     assert ("starting" in (disk / "run" / "log.txt").read_text()) == begun
 
 
-def test_a_profile_that_cannot_be_written_leaves_no_file_open(tmp_path, monkeypatch):
+def test_a_profile_that_cannot_be_written_leaves_no_file_open(tmp_path, monkeypatch, no_pictures):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run" / "profile"))
 

@@ -54,7 +54,7 @@ def from_old(old):
     return starting_from(old)
 
 
-def test_a_run_starts_from_the_averaged_parameters_of_another(old, tmp_path, from_old):
+def test_a_run_starts_from_the_averaged_parameters_of_another(old, tmp_path, from_old, no_pictures):
     state, (theirs, _) = started(from_old, tmp_path / "run"), final_state(from_old, old)
     assert int(state.step) == 0
     assert_equal(state.params, theirs.ema_params)
@@ -65,7 +65,9 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(old, tmp_path, fro
     assert np.any(raw != averaged)
 
 
-def test_killed_before_its_first_checkpoint_it_starts_there_again(old, tmp_path, from_old):
+def test_killed_before_its_first_checkpoint_it_starts_there_again(
+    old, tmp_path, from_old, no_pictures
+):
     started(from_old, tmp_path / "killed")
     assert not any((tmp_path / "killed" / "checkpoints").iterdir())
     for name in ("killed", "whole"):
@@ -75,7 +77,7 @@ def test_killed_before_its_first_checkpoint_it_starts_there_again(old, tmp_path,
     assert_same_run((from_old, tmp_path / "whole"), tmp_path / "killed")
 
 
-def test_a_run_that_has_begun_needs_the_other_no_more(old, tmp_path):
+def test_a_run_that_has_begun_needs_the_other_no_more(old, tmp_path, no_pictures):
     shutil.copytree(old, tmp_path / "old")
     config = starting_from(tmp_path / "old")
     train.train(config, tmp_path / "run")
@@ -100,7 +102,9 @@ def test_a_run_of_another_network_is_named_with_what_differs(old, tmp_path, from
 # training.freeze
 
 
-def test_what_is_frozen_stays_bit_for_bit_and_the_rest_is_trained(old, tmp_path, from_old):
+def test_what_is_frozen_stays_bit_for_bit_and_the_rest_is_trained(
+    old, tmp_path, from_old, no_pictures
+):
     """The way of fine-tuning: from another run, all but a few parameters frozen."""
     pattern = "^(?!dense_out)"
     from_old.training.freeze = pattern
@@ -129,7 +133,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_is_trained(old, tmp_path,
     assert (tmp_path / "run" / "nll" / "step3-test-2-examples2.json").exists()
 
 
-def test_without_another_run_the_initial_parameters_are_frozen(tmp_path):
+def test_without_another_run_the_initial_parameters_are_frozen(tmp_path, no_pictures):
     config = mlp_config(freeze="dense_in|block0", eval_every=0)
     state = started(config, tmp_path / "run")
     init_key, _ = jax.random.split(noise.key(config.seed))

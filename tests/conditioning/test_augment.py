@@ -8,7 +8,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 from problems import problem
-from tiny import curves, tiny_config
+from tiny import curves, mlp_config, tiny_config
 
 from diffusion_jax.commands import train as loop
 from diffusion_jax.commands.export_weights import export_weights
@@ -27,6 +27,7 @@ from diffusion_jax.runs import settings
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import use
 from diffusion_jax.runs.open import weak_params
+from diffusion_jax.runs.workdir import open_workdir
 from diffusion_jax.training.checkpoint import Checkpoints
 
 HEIGHT, WIDTH = 40, 48
@@ -269,14 +270,14 @@ def test_the_loss_meets_augmented_images_with_the_same_noise_and_labels():
     np.testing.assert_allclose(found.cond["augmentation"], told, atol=1e-6)
 
 
-def augmented(probability=0.5, **training):
-    config = tiny_config(**training)
+def augmented(probability=0.5, make=mlp_config, **training):
+    config = make(**training)
     config.data.flip = False
     config.conditioning = ["label", use("augmentation", probability=probability)]
     return config
 
 
-def test_the_network_has_one_more_layer_which_nothing_enters_at_zero():
+def test_the_network_has_one_more_layer():
     config = augmented()
     plain = settings.copy(config)
     plain.conditioning = "label"
@@ -287,6 +288,8 @@ def test_the_network_has_one_more_layer_which_nothing_enters_at_zero():
     assert jax.tree.map(jnp.shape, layer) == {"kernel": (9, 64)}
     jax.tree.map(np.testing.assert_array_equal, params, without)
 
+
+def test_nothing_enters_a_network_at_zero_and_every_number_does():
     network = UNet(
         out_channels=1,
         channels=8,
@@ -320,7 +323,7 @@ def final_state(workdir):
     )
 
 
-def test_an_augmented_run_resumes_bit_for_bit(trained, tmp_path):
+def test_an_augmented_run_resumes_bit_for_bit(trained, tmp_path, no_pictures):
     loop.train(augmented(num_steps=4), tmp_path / "run")
     loop.train(augmented(), tmp_path / "run")
     (_, resumed), (parts, reference) = final_state(tmp_path / "run"), final_state(trained)
@@ -333,7 +336,9 @@ def test_an_augmented_run_resumes_bit_for_bit(trained, tmp_path):
     assert changed.all()  # all nine numbers reach the network in training
 
 
-def test_an_augmented_run_draws_and_is_measured_without(trained, tmp_path, monkeypatch):
+def test_an_augmented_run_draws_and_is_measured_without(
+    trained, tmp_path, monkeypatch, no_pictures
+):
     folder = sample(augmented(), trained)
     assert np.load(folder / "samples.npz")["images"].shape == (20, 8, 8, 1)
 
@@ -367,28 +372,40 @@ def test_flips_are_its_own():
 
 
 def test_a_stored_config_without_conditioning_has_no_augmentation():
-    stored = settings.as_values(tiny_config())
+    stored = settings.as_values(mlp_config())
     del stored["conditioning"]
-    assert settings.differences(settings.from_values(stored), tiny_config()) == []
-    assert settings.differences(tiny_config(), augmented()) == [
+    assert settings.differences(settings.from_values(stored), mlp_config()) == []
+    assert settings.differences(mlp_config(), augmented()) == [
         "data.flip: True -> False",
         "conditioning: ('label',) -> ('label', 'augmentation')",
         "conditioning.augmentation.probability: None -> 0.5",
     ]
 
 
-def test_the_layer_is_not_lost_in_others_formats_nor_in_autoguidance(trained, tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The workdir of an augmented U-Net that begins with zeros, and was not trained."""
+    config, workdir = augmented(make=tiny_config), tmp_path_factory.mktemp("runs") / "unet"
+    shapes = jax.eval_shape(build(config).init_state, jax.random.key(0))
+    open_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), {}, wait=True)
+    checkpoints.close()
+    return workdir
+
+
+def test_the_layer_is_not_lost_in_others_formats_nor_in_autoguidance(drawn, tmp_path):
     refused = "has a layer 'augmentation', .* conditioning names augmentation"
     with pytest.raises(UserError, match=refused):
-        export_weights(trained, tmp_path / "weights.safetensors")
+        export_weights(drawn, tmp_path / "weights.safetensors")
     assert not list(tmp_path.iterdir())
-    parts = build(augmented())
+    parts = build(augmented(make=tiny_config))
     with pytest.raises(UserError, match=refused):
         to_torch_names(jax.eval_shape(parts.init_params, jax.random.key(0)), parts.apply_fn.module)
 
-    config = augmented(0.1)  # the same layer
+    config = augmented(0.1, make=tiny_config)  # the same layer
     config.sampling.guidance = 1.0
-    config.sampling.guide = use("autoguidance", weak=str(trained))
+    config.sampling.guide = use("autoguidance", weak=str(drawn))
     assert "augmentation" in weak_params(config, build(config))
     config.conditioning = "label"
     with pytest.raises(UserError, match=r"another network \(conditioning: .* -> \('label',\)"):

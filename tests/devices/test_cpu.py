@@ -19,15 +19,15 @@ def value_and_gradient():
     network = UNet(
         out_channels=6, channels=32, channel_mult=(1,), blocks=1, attention_factors=(1,), heads=4
     )
-    x, t = jax.random.normal(jax.random.key(1), (4, 16, 16, 3)), jnp.arange(4) * 100.0
-    params = jax.jit(network.init, compiler_options=cpu.once())(jax.random.key(0), x, t)
-    leaves, tree = jax.tree.flatten(params)
-    moved = [
-        a + 0.02 * jax.random.normal(jax.random.key(i), a.shape) for i, a in enumerate(leaves)
-    ]  # no layer is zero
+    rng, t = np.random.default_rng(0), np.arange(4) * np.float32(100)
+    x = rng.standard_normal((4, 16, 16, 3), np.float32)
+    draw = lambda a: rng.standard_normal(a.shape, np.float32)  # no layer is zero
+    drawn = jax.tree.map(draw, jax.eval_shape(network.init, jax.random.key(0), x, t))
+    scaled = lambda tree: jax.tree.map(lambda a: a / np.sqrt(np.prod(a.shape[:-1]) + 1), tree)
+    params = jax.jit(scaled, compiler_options=cpu.once())(drawn)
     loss = lambda params: jnp.sum(jnp.square(network.apply(params, x, t)))
-    value = jax.jit(network.apply, compiler_options=cpu.evaluating())(tree.unflatten(moved), x, t)
-    return [value, *jax.tree.leaves(jax.jit(jax.grad(loss))(tree.unflatten(moved)))]
+    value = jax.jit(network.apply, compiler_options=cpu.evaluating())(params, x, t)
+    return [value, *jax.tree.leaves(jax.jit(jax.grad(loss))(params))]
 
 
 def test_a_tuned_process_computes_the_same(tmp_path):

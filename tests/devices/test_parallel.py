@@ -1,47 +1,25 @@
-"""The same numbers on one device, eight of one process, and several processes; all of which end
-together."""
+"""The same numbers on one device, eight of one process, and several processes."""
 
 import gc
-import signal
-import socket
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
+import layouts_program
 import numpy as np
 import pytest
 import tiny
-from tiny import ROOT, command, environment, experiment_file
+from several import OUTPUT, devices, processes
+from tiny import ROOT, experiment_file
 
 from diffusion_jax.commands.plan import held
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import parallel
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
 
 TESTS = ROOT / "tests"
-OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-
-
-def devices(count: int, **more) -> dict:
-    return environment(
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={count} "
-        "--xla_backend_optimization_level=0",
-        **more,
-    )
-
-
-def processes(arguments: list[list[str]], count: int = 2) -> list[subprocess.Popen]:
-    """A run of one process an entry, of `count` devices each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    known = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(arguments))}
-    started = lambda i: subprocess.Popen(
-        arguments[i], env=devices(count, **known, JAX_PROCESS_ID=str(i)), **OUTPUT
-    )
-    return [started(i) for i in range(len(arguments))]
 
 
 def test_eight_devices_give_the_numbers_of_one():
@@ -78,10 +56,10 @@ def layouts(tmp_path_factory):
     on a device."""
     folder = tmp_path_factory.mktemp("layouts")
     program = [sys.executable, str(TESTS / "layouts_program.py"), str(folder)]
-    started = [subprocess.Popen([*program, "one:auto:1"], env=devices(1), **OUTPUT)]
     eight = ["pmap:pmap:1", "mesh:mesh:1", "fsdp:auto:2", "moved:pmap:1+auto:2"]
-    started += [subprocess.Popen([*program, *eight], env=devices(8), **OUTPUT)]
+    started = [subprocess.Popen([*program, *eight], env=devices(8), **OUTPUT)]
     started += processes([[*program, "processes:auto:2"]] * 2)
+    layouts_program.train(folder, "one:auto:1")
     for process in started:
         errors = process.communicate(timeout=500)[1]
         assert process.returncode == 0, errors[-3000:]
@@ -90,8 +68,8 @@ def layouts(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["pmap", "mesh", "fsdp", "moved", "processes"])
 def test_a_run_is_the_same_however_it_lies_on_devices(layouts, name):
-    """Five steps from data to Adam. A bias before a group norm has no gradient but rounding, which
-    Adam makes steps of."""
+    """Five steps from data to Adam, which makes steps of a gradient that is nothing but rounding.
+    A U-Net's gradients are those of one device in devices_program.py."""
     one, found = layouts["one"], layouts[name]
     assert one.keys() == found.keys()
     names = [key for key in one if key not in ("samples", "held")]
@@ -106,78 +84,11 @@ def test_a_run_is_the_same_however_it_lies_on_devices(layouts, name):
 
 def test_sharing_a_copy_of_the_state_shrinks_it(layouts):
     assert layouts["pmap"]["held"] == layouts["mesh"]["held"] == layouts["one"]["held"]
-    config = tiny.tiny_config(fsdp=2)
+    config = tiny.mlp_config(fsdp=2)
     state = jax.eval_shape(build(config).init_state, jax.eval_shape(lambda: jax.random.key(0)))
     assert held(state, 2) == layouts["fsdp"]["held"] < held(state, 1) == layouts["one"]["held"]
     for name in ("fsdp", "processes"):
         assert layouts[name]["held"] < 0.6 * layouts["one"]["held"]
-
-
-def test_sigterm_to_one_of_two_processes_saves_and_ends_both(tmp_path):
-    arguments = command(
-        "--workdir",
-        tmp_path / "run",
-        "--config",
-        experiment_file(tmp_path),
-        "--config.training.num_steps=100000",
-    )
-    started = processes(
-        [[*arguments, "--config.training.eval_every=0", "--config.training.checkpoint_every=50000"]]
-        * 2,
-        1,
-    )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, started)
-    started[1].send_signal(signal.SIGTERM)
-    for process in started:
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 128 + signal.SIGTERM, errors[-3000:]
-    (saved,) = [
-        int(path.name)
-        for path in (tmp_path / "run" / "checkpoints").iterdir()
-        if path.name.isdigit()
-    ]
-    assert f"stopped and saved at step {saved};" in (tmp_path / "run" / "log.txt").read_text()
-
-
-def wait_until(condition, started):
-    for _ in range(3000):
-        if condition():
-            return
-        assert all(process.poll() is None for process in started), started[0].communicate()[1][
-            -3000:
-        ]
-        time.sleep(0.1)
-    raise AssertionError("five minutes were not enough")
-
-
-def test_what_one_process_fails_of_ends_all_with_its_message(tmp_path):
-    arguments = command("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
-    fails = ["--config.data.source=arrays", "--config.data.source.folder=no/such.npz"]
-    for process in processes([arguments, [*arguments, *fails]], 1):
-        errors = process.communicate(timeout=120)[1]
-        assert process.returncode == 2, errors[-3000:]
-        assert "error: process 1: config.data.source.folder=no/such.npz holds no arrays" in errors
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        (
-            {"JAX_NUM_PROCESSES": "2"},
-            "needs JAX_NUM_PROCESSES and JAX_PROCESS_ID, whole numbers, beside it",
-        ),
-        (
-            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
-            "JAX_PROCESS_ID=2 must be below JAX_NUM_PROCESSES=2",
-        ),
-    ],
-)
-def test_processes_that_are_named_wrongly(tmp_path, variables, message):
-    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
-    done = tiny.run_command(*arguments, JAX_COORDINATOR_ADDRESS="127.0.0.1:1", **variables)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -188,18 +99,9 @@ def test_processes_that_are_named_wrongly(tmp_path, variables, message):
     ],
 )
 def test_layouts_that_cannot_be(tmp_path, settings, message):
-    import main
-    from diffusion_jax.core.errors import UserError
-
-    arguments = [
-        "main.py",
-        "--workdir",
-        str(tmp_path / "run"),
-        "--config",
-        str(experiment_file(tmp_path)),
-    ]
+    arguments = ("--workdir", tmp_path / "run", "--config", experiment_file(tmp_path))
     with pytest.raises(UserError) as error:
-        main.run(arguments + [f"--config.training.{setting}" for setting in settings])
+        tiny.main_run(*arguments, *(f"--config.training.{setting}" for setting in settings))
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
 

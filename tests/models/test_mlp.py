@@ -27,6 +27,10 @@ def random_params(model, x):
     return jax.tree.map(draw, shapes_of(model, x))
 
 
+def apply(model, params, x, t=T):
+    return jax.jit(model.apply)({"params": params}, x, t)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("learned_variance", [False, True])
 def test_output_has_the_shape_of_the_input_or_twice_the_channels(shape, learned_variance):
@@ -50,8 +54,8 @@ def test_the_shape_means_nothing_to_it():
     """An image and the vector of its pixels have the same network."""
     x = RNG.standard_normal((3, 4, 4, 3), np.float32)
     params = random_params(small((4, 4, 3)), x)
-    flat = small((48,)).apply({"params": params}, x.reshape(3, 48), T)
-    output = small((4, 4, 3)).apply({"params": params}, x, T)
+    flat = apply(small((48,)), params, x.reshape(3, 48))
+    output = apply(small((4, 4, 3)), params, x)
     np.testing.assert_array_equal(output.reshape(3, 48), flat)
     assert np.abs(flat).max() > 0.01
 
@@ -60,11 +64,11 @@ def test_every_example_is_its_own_and_t_counts():
     x = np.repeat(RNG.standard_normal((1, 6), np.float32), 3, axis=0)
     model = small((6,))
     params = random_params(model, x)
-    output = model.apply({"params": params}, x, T)
-    alone = model.apply({"params": params}, x[:1], T[:1])
+    output = apply(model, params, x)
+    alone = apply(model, params, x[:1], T[:1])
     np.testing.assert_allclose(output[0], alone[0], atol=1e-5)
     assert np.abs(output[0] - output[1]).max() > 1e-3
-    scaled = small((6,), time_scale=1000.0).apply({"params": params}, x, T / 1000)
+    scaled = apply(small((6,), time_scale=1000.0), params, x, T / 1000)
     np.testing.assert_allclose(output, scaled, atol=1e-3)
 
 
@@ -73,11 +77,11 @@ def test_it_learns_a_line():
     x = np.linspace(-1, 1, 32, dtype=np.float32)[:, None]
     model, t = small((1,)), np.zeros(32, np.float32)
     loss = lambda params: ((model.apply({"params": params}, x, t) - (x + 1) / 2) ** 2).mean()
-    params = model.init(jax.random.key(0), x, t)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x, t)["params"]
     step = jax.jit(lambda p: jax.tree.map(lambda a, g: a - 0.1 * g, p, jax.grad(loss)(p)))
     for _ in range(300):
         params = step(params)
-    assert loss(params) < 1e-3
+    assert jax.jit(loss)(params) < 1e-3
 
 
 def test_equal_settings_make_equal_networks():

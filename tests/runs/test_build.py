@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from one_line import run_of
-from tiny import ROOT, tiny_config
+from tiny import ROOT, mlp_config
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Level, Prediction
@@ -32,7 +32,7 @@ def test_samplers_get_their_settings_and_the_schedule():
 
 
 def test_the_ancestral_sampler_has_the_models_variance_unless_told_another():
-    config = tiny_config()
+    config = mlp_config()
     assert "fixed_small" in repr(build(config).sampler)
     config.diffusion.variance = "fixed_large"
     assert "fixed_large" in repr(build(config).sampler)
@@ -60,14 +60,14 @@ def test_grids_are_quantized_and_counted_as_told():
 
 
 def test_equal_configs_have_equal_parts():
-    mine, theirs = build(tiny_config()), build(tiny_config())
+    mine, theirs = build(mlp_config()), build(mlp_config())
     assert mine.schedule is theirs.schedule and mine.sampler is theirs.sampler
     assert mine.apply_fn == theirs.apply_fn and hash(mine.apply_fn) == hash(theirs.apply_fn)
     assert "num_steps=20" in repr(mine.schedule)
 
 
 def test_the_betas_of_a_table_are_those_of_its_settings():
-    config = tiny_config()
+    config = mlp_config()
     config.diffusion.schedule = use("linear", num_steps=50, beta_end=0.01)
     betas = table_betas(config)
     assert betas is not None and betas.dtype == np.float64
@@ -77,7 +77,7 @@ def test_the_betas_of_a_table_are_those_of_its_settings():
 
 
 def test_the_held_out_loss_is_over_uniform_t_unless_the_objective_says_otherwise():
-    config = tiny_config()
+    config = mlp_config()
     assert repr(held_out_times(config, build(config))).startswith("uniform(")
     config.diffusion.timesteps = use("logit_normal", mean=0.5)
     parts = build(config)
@@ -85,7 +85,7 @@ def test_the_held_out_loss_is_over_uniform_t_unless_the_objective_says_otherwise
 
 
 def test_a_batch_is_known_without_reading_data():
-    config = tiny_config()
+    config = mlp_config()
     parts = build(config)
     config.data.source = use("folder", folder="nowhere")
     spec = batch_spec(config, parts, 16)
@@ -97,9 +97,9 @@ def test_a_batch_is_known_without_reading_data():
 
 def test_every_kept_step_must_be_one_that_is_saved():
     with pytest.raises(UserError, match="keep_every=6 must be a multiple of checkpoint_every=4"):
-        build(tiny_config(keep_every=6))
+        build(mlp_config(keep_every=6))
     with pytest.raises(UserError, match="keep_every must be at least 0"):
-        build(tiny_config(keep_every=-4))
+        build(mlp_config(keep_every=-4))
 
 
 def test_every_experiment_builds():

@@ -11,7 +11,7 @@ import sys
 import filelock
 import jax
 import pytest
-from tiny import ROOT, environment, tiny_config
+from tiny import ROOT, environment, mlp_config, tiny_config
 
 from diffusion_jax.commands import train as loop
 from diffusion_jax.core.errors import UserError
@@ -87,7 +87,7 @@ def test_a_second_process_is_told_who_trains_there_until_the_first_is_killed(hel
     workdir, other = held
     before = times(workdir)
     with pytest.raises(UserError) as error:
-        loop.train(tiny_config(), workdir)
+        loop.train(mlp_config(), workdir)
     holder = json.loads((workdir / ".lock.json").read_text())
     assert holder["pid"] == other.pid
     start = f"{workdir} is in use: process {other.pid} on {os.uname().nodename} has been training"
@@ -123,7 +123,7 @@ def test_training_holds_the_lock_from_first_to_last(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "begin", begin)
     with pytest.raises(UserError, match="enough"):
-        loop.train(tiny_config(), tmp_path / "new" / "run")
+        loop.train(mlp_config(), tmp_path / "new" / "run")
     assert seen == [tmp_path / "new" / "run"]
     assert not (tmp_path / "new").exists()  # bad input leaves no trace
 

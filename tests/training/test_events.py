@@ -2,14 +2,15 @@
 checksum."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
 
 import numpy as np
-import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tiny import ROOT, environment
 
 from diffusion_jax.training.events import Events
 
@@ -66,10 +67,16 @@ def test_a_run_that_goes_on_takes_back_what_lies_beyond_and_an_evaluation_takes_
     assert starts(first) == [] and starts(second) == [5]
 
 
-def test_torch_is_not_imported_for_it():
-    pytest.importorskip("torch", reason="torch is not installed")
+def test_torch_is_not_imported_for_it(tmp_path):
+    """A package in torch's place, which is imported sooner."""
+    (tmp_path / "torch.py").write_text("here = True")
     program = (
         "import sys, diffusion_jax.commands.train; assert 'torch' not in sys.modules; "
-        "import torch; torch.ones(1)"
+        "import torch; assert torch.here"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(PYTHONPATH=os.pathsep.join((str(tmp_path), str(ROOT)))),
+        check=True,
+        timeout=100,
+    )
