@@ -5,6 +5,8 @@ Products are of the inputs' precision, sums and the softmax of float32.
 
 import contextlib
 import functools
+import importlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import jax
@@ -116,16 +118,32 @@ def _cudnn_expected() -> Iterator[None]:
         fused.check_cudnn_version = ask
 
 
+def jaxs(name: str):
+    """The module of that name among JAX's own Pallas kernels, which are on their way into a package
+    of their own, tokamax, that asks for Python 3.12 and JAX 0.11. ValueError once they are gone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return importlib.import_module(f"jax.experimental.pallas.ops.{name}")
+        except ImportError:
+            raise ValueError(
+                f"attention: JAX {jax.__version__} has no jax.experimental.pallas.ops.{name} any "
+                "more; use plain"
+            ) from None
+
+
 def triton(q, k, v, interpret: bool = False):
     """Pallas's flash attention, compiled by Triton, for a machine whose cuDNN fails."""
-    from jax.experimental.pallas.ops.gpu.attention import mha
-
-    return mha(q, k, v, None, sm_scale=q.shape[-1] ** -0.5, interpret=interpret)
+    return jaxs("gpu.attention").mha(
+        q, k, v, None, sm_scale=q.shape[-1] ** -0.5, interpret=interpret
+    )
 
 
 def flash(q, k, v):
     """Pallas's flash attention on a TPU."""
-    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
-
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    return flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5).swapaxes(1, 2)
+    return (
+        jaxs("tpu.flash_attention")
+        .flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5)
+        .swapaxes(1, 2)
+    )
