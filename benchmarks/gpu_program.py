@@ -183,8 +183,8 @@ def main() -> int:
         print(f'error: no compiler for GPUs ({said}); pip install -e ".[cuda]"', file=sys.stderr)
         return 2
     program = compiled(options.network, options.batch, options.dtype, options.what)
-    kinds = table(program.as_text())
-    temporary = program.memory_analysis().temp_size_in_bytes
+    kinds = table(program.as_text() or "")
+    temporary = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
     print(
         f"{options.what}, {options.network} network, batch {options.batch}, {options.dtype}, "
         "compiled for an H100"

@@ -296,6 +296,7 @@ def main() -> int:
     )
     for name, count in report["flops"].items():
         print(f"{name}: {count / 1e9:.1f} GFLOP an evaluation", flush=True)
+    write(report, options.json)
     taken: dict = {}
     for _ in range(options.rounds):
         for work in wanted:
