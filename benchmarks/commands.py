@@ -115,7 +115,9 @@ def training(workdir: pathlib.Path, settings: dict, variables: dict, options) ->
     after = (lines[0]["step"] - 1) * options.batch / lines[0]["images_per_second"]
     steady = lines[1:] or lines
     median = lambda name: statistics.median(line[name] for line in steady)
+    said = (workdir / "log.txt").read_text().splitlines()
     return {
+        "log": next((line for line in said if "starting" in line), ""),  # names the devices
         "ready_s": ready,
         "first_step_s": come[0] - after,
         "images_per_second": median("images_per_second"),
