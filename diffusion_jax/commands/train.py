@@ -38,7 +38,7 @@ from diffusion_jax.runs.build import (
     table_betas,
     with_range,
 )
-from diffusion_jax.runs.checks import check_trains
+from diffusion_jax.runs.checks import check_attention, check_trains
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import params_of, weak_params
@@ -169,6 +169,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     config, source = with_range(config)
     parts = build(config)
     check_trains(config, parts.variance)
+    check_attention(config)
     lay = parallel.layout(settings.parallel, settings.fsdp)
     parallel.check_batch(settings.batch_size, settings.accumulation_steps)
     number, processes = process()

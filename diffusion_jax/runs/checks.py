@@ -1,5 +1,7 @@
 """What must hold between the settings of a run, in one line where it does not."""
 
+import re
+
 import jax
 
 from diffusion_jax.codecs import Codec
@@ -99,6 +101,21 @@ def check_trains(config: Config, variance: Variance) -> None:
             "config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, "
             "not by denoising"
         )
+
+
+def check_attention(config: Config) -> None:
+    """Raises UserError for attention in bfloat16 on a GPU of before Ampere, which cuDNN's does not
+    run on."""
+    values = config.model.values()
+    if values.get("dtype") != "bfloat16" or values.get("attention") != "auto":
+        return
+    for device in jax.local_devices():
+        capability = str(getattr(device, "compute_capability", ""))
+        if re.fullmatch(r"[0-9]+\.[0-9]+", capability) and float(capability) < 8.0:
+            raise UserError(
+                f"{device.device_kind} is too old for cuDNN's attention in bfloat16: "
+                "config.model.dtype=float32 is faster on it, config.model.attention=plain works"
+            )
 
 
 def check_clippable(config: Config, codec: Codec) -> None:

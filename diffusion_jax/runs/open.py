@@ -9,6 +9,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices.parallel import place
 from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, parameters
+from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import advice, make_generate
 from diffusion_jax.runs.settings import differences, load, other_network
@@ -95,6 +96,7 @@ def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:
     """The run in a workdir, ready to draw as config.sampling says; UserError, which says what the
     command takes `only`."""
     check_same(config, workdir, only)
+    check_attention(config)
     parts = build(config)
     params, step = restore_params(config, parts, workdir, config.sampling.ema)
     weak = weak_params(config, parts)

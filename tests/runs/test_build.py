@@ -1,14 +1,17 @@
 """From a config to the functions of a run: what they are given, and what does not go together."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 from one_line import run_of
-from tiny import ROOT, mlp_config
+from tiny import ROOT, mlp_config, tiny_config
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Level, Prediction
 from diffusion_jax.runs.build import batch_spec, build, held_out_times, make_grid, table_betas
+from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.config import use
 from diffusion_jax.runs.settings import load
 
@@ -105,3 +108,22 @@ def test_every_kept_step_must_be_one_that_is_saved():
 def test_every_experiment_builds():
     for path in sorted((ROOT / "experiments").glob("*.py")):
         build(load(path))
+
+
+@pytest.mark.parametrize(
+    ("capability", "refused"), [("7.5", True), ("8.0", False), ("gfx90a", False), (None, False)]
+)
+def test_attention_in_bfloat16_needs_a_gpu_that_runs_it(monkeypatch, capability, refused):
+    """7.5 is a T4's, 8.0 an A100's; AMD's are no numbers, and a CPU has none."""
+    device = types.SimpleNamespace(device_kind="a card", compute_capability=capability)
+    monkeypatch.setattr("jax.local_devices", lambda: [device])
+    config = tiny_config()
+    check_attention(config)
+    config.model.dtype = "bfloat16"
+    if refused:
+        with pytest.raises(UserError, match="a card is too old .* attention=plain works"):
+            check_attention(config)
+    else:
+        check_attention(config)
+    config.model.attention = "plain"
+    check_attention(config)
