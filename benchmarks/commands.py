@@ -100,15 +100,19 @@ def training(workdir: pathlib.Path, settings: dict, variables: dict, options) ->
         main_py("train", workdir, settings, config=True), env={**os.environ, **variables}
     )
     come: list[float] = []  # when each line did
-    while process.poll() is None and len(come) < options.lines:
-        now, log = time.perf_counter() - started, workdir / "log.txt"
-        if ready is None and log.exists() and "starting" in log.read_text():
-            ready = now
-        come += [now] * (len(read_metrics(workdir)) - len(come))
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)  # it saves, as a run that a user stops
-    if process.wait() not in (0, 128 + signal.SIGTERM) or not come:
-        raise UserError(f"main.py train ended with status {process.returncode}")
+    try:
+        while process.poll() is None and len(come) < options.lines:
+            now, log = time.perf_counter() - started, workdir / "log.txt"
+            if ready is None and log.exists() and "starting" in log.read_text():
+                ready = now
+            come += [now] * (len(read_metrics(workdir)) - len(come))
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)  # it saves, as a run that a user stops
+        status = process.wait()
+    finally:
+        process.kill()  # nothing of it outlives this one
+    if status not in (0, 128 + signal.SIGTERM) or not come:
+        raise UserError(f"main.py train ended with status {status}")
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     lines = read_metrics(workdir)[: options.lines]
     # the first line's speed is that of its other steps
@@ -228,6 +232,7 @@ def main() -> int:
     options = parser.parse_args()
     options.folder = options.folder.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through `finally`
     try:
         works[options.what](options)
     except (UserError, subprocess.CalledProcessError) as error:
