@@ -99,8 +99,8 @@ import os, signal, sys, time
 import main
 from diffusion_jax.commands import train
 
-def record(run, step, metrics, record=train.record):
-    record(run, step, metrics)
+def record(run, unread, step, record=train.record):
+    record(run, unread, step)
     if step == 7 and run.workdir.name == "run":
         while not (run.workdir / "checkpoints" / "4").exists():
             time.sleep(0.01)

@@ -214,7 +214,7 @@ def test_rematerialised_blocks_give_the_same_gradients_in_less_memory():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale), *results
     )
-    assert memory[1] < 0.9 * memory[0]
+    assert memory[1] < 0.95 * memory[0]
 
 
 def equations(jaxpr, platform):
