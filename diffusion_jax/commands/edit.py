@@ -20,6 +20,7 @@ from diffusion_jax.devices.parallel import equal_batches, map_examples, precisio
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
 from diffusion_jax.runs.build import build, load_source
+from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job
@@ -252,6 +253,7 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
             f"config.editing.images={settings.images} has no {missing[0]!r}, which this run is "
             "told; leave it empty, for examples of the split"
         )
+    check_attention(config)
     params, step = restore_params(config, parts, workdir, sampling.ema)
     weak = weak_params(config, parts)
     if note := draw.advice(config, parts.grid):

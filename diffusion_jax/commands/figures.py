@@ -24,6 +24,7 @@ from diffusion_jax.objectives import Context, losses
 from diffusion_jax.objectives.denoising import of_loss
 from diffusion_jax.runs.bits import check_bins, check_table, measure
 from diffusion_jax.runs.build import Parts, build, load_source
+from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import restore_params
@@ -209,6 +210,7 @@ def figures(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     alphas_cumprod(folder)
     forward(config, parts, folder, train)
     if (workdir / "checkpoints").is_dir():
+        check_attention(config)
         params, step = restore_params(config, parts, workdir, config.likelihood.ema)
         numbers = {
             "skipping": skipping(config, folder, parts, params, held_out),

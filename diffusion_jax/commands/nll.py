@@ -13,6 +13,7 @@ from diffusion_jax.likelihood import best_steps
 from diffusion_jax.runs import plots
 from diffusion_jax.runs.bits import chain, check_bins, measure, standard_error
 from diffusion_jax.runs.build import build, load_source
+from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import check_same, restore_params
@@ -36,6 +37,7 @@ def nll(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     flow = settings.method == "ode"
     grid = None if flow else chain(config, parts)
     source = load_source(config, settings.split)
+    check_attention(config)
     params, step = restore_params(config, parts, workdir, settings.ema)
     folder = make_folder(workdir / "nll")
     result = measure(config, parts, params, grid, source)

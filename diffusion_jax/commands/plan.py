@@ -98,6 +98,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         parts.learning_rate,
         accumulation=config.training.accumulation_steps,
         unroll=cpu.unroll(),
+        cast=parts.cast,
     )
     traced = jax.jit(step, donate_argnums=0).trace(state, key, batch)
     backend = jax.default_backend()
@@ -119,7 +120,8 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         "frozen": state.frozen,
     }
     sizes = {part: held(tree, fsdp) for part, tree in kinds.items()}
-    gathered = size((state.params, state.frozen))
+    gathered = size(jax.eval_shape(parts.cast, state.params))
+    gathered += size(jax.eval_shape(parts.cast, state.frozen))
     sizes["the rest"] = size(state.aux) + size(state.step)  # on every device
     return Plan(
         dtype=config.model.values().get("dtype", "float32"),

@@ -121,7 +121,7 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
                 run.log.say(
                     f"profile: {run.workdir / 'profile'}, for XProf or TensorBoard's profile plugin"
                 )
-            if step < settings.num_steps:
+            if step < settings.num_steps and not signals.number:
                 run.batches.prepare()
             if unread.due:
                 record(run, unread, step - settings.steps_per_call)
@@ -169,8 +169,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     config, source = with_range(config)
     parts = build(config)
     check_trains(config, parts.variance)
-    check_attention(config)
     lay = parallel.layout(settings.parallel, settings.fsdp)
+    check_attention(config, on_mesh=not lay.pmapped)
     parallel.check_batch(settings.batch_size, settings.accumulation_steps)
     number, processes = process()
     flipped = parts.modality.entry if config.data.flip else ""

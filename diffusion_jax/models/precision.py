@@ -8,20 +8,23 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.core.types import PyTree
+from diffusion_jax.models.layers import Conv
 
+# What converts all of its parameters before it computes; a norm multiplies by them in float32.
+LAYERS = (Conv, nn.Conv, nn.Dense, nn.DenseGeneral)
 Precisions = tuple[tuple[tuple[str, ...], str], ...]  # (a layer's path, its dtype)
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[dict[tuple[str, ...], str]]:
-    """Within it, the layers that are called and compute in bfloat16, which their field `dtype`
-    says, are recorded: path -> dtype."""
+    """Within it, the layers of `LAYERS` that are called and compute in bfloat16 are recorded: path
+    -> dtype."""
     found: dict[tuple[str, ...], str] = {}
 
     def record(call, args, kwargs, context):
-        dtype = getattr(context.module, "dtype", None)
-        if dtype is not None and jnp.dtype(dtype) == jnp.bfloat16:
-            found[context.module.path] = "bfloat16"
+        module = context.module
+        if isinstance(module, LAYERS) and module.dtype == jnp.bfloat16:
+            found[module.path] = "bfloat16"
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):

@@ -210,8 +210,9 @@ def unet(
       dropout: dropout rate in the residual blocks, at least 0 and below 1.
       dtype: precision of the computation, float32 or bfloat16; parameters stay float32.
       remat: compute each block again in the backward pass, to save memory; the results stay.
-      attention: its form on a GPU, in bfloat16: cuDNN's (auto), Pallas's by Triton (pallas), for
-        where cuDNN fails, or the formula as written (plain), as elsewhere.
+      attention: its form in bfloat16: auto, cuDNN's on NVIDIA's GPUs; pallas, Pallas's on these,
+        for where cuDNN fails, and on TPUs, where it takes the lengths; plain, the formula, as
+        everywhere else.
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be height, width and channels, not {shape}")

@@ -103,18 +103,23 @@ def check_trains(config: Config, variance: Variance) -> None:
         )
 
 
-def check_attention(config: Config) -> None:
+def check_attention(config: Config, on_mesh: bool = False) -> None:
     """Raises UserError for attention in bfloat16 on a GPU of before Ampere, which cuDNN's does not
-    run on."""
+    run on, and for Pallas's in a step that XLA is to partition."""
     values = config.model.values()
+    if on_mesh and values.get("attention") == "pallas":
+        raise UserError(
+            "config.model.attention=pallas is for one process with fsdp=1 and a pmapped step; "
+            "use auto or plain"
+        )
     if values.get("dtype") != "bfloat16" or values.get("attention") != "auto":
         return
     for device in jax.local_devices():
         capability = str(getattr(device, "compute_capability", ""))
         if re.fullmatch(r"[0-9]+\.[0-9]+", capability) and float(capability) < 8.0:
             raise UserError(
-                f"{device.device_kind} is too old for cuDNN's attention in bfloat16: "
-                "config.model.dtype=float32 is faster on it, config.model.attention=plain works"
+                f"{device.device_kind} is too old for cuDNN's attention in bfloat16; use "
+                "config.model.attention=plain, or train in float32, which is faster on it"
             )
 
 

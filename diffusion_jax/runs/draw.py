@@ -179,7 +179,7 @@ def make_generate(
     decoded: bool = False,
 ) -> Started:
     """generate(params, index, seed=None, w=None) -> x0 [n, *shape], on all devices; decoded: the
-    data that they stand for, such as uint8 images [n, H, W, C].
+    data that they stand for, such as uint8 images [n, H, W, C], without trajectory.
 
     Sample number i = index[j] depends on the seed, i, its condition and its w alone. seed and w,
     scalars or one an example, are sampling.seed and sampling.guidance where not given; their values
@@ -191,7 +191,7 @@ def make_generate(
     asked = make_asked(config, parts)
 
     def draw(all_params, examples):
-        params, weak = parts.cast(all_params[0]), all_params[1]
+        params, weak = (parts.cast(one) for one in all_params)
         key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
         keys = jax.vmap(key)(examples["seed"], examples["index"])
         cond = told(parts, examples["asked"])
@@ -228,7 +228,8 @@ def draw(
     generate: Started, params, num: int, batch_size: int, progress: bool = False
 ) -> np.ndarray:
     """Samples 0 ... num - 1, what `generate` returns of each; a last batch that is not full is
-    filled up, so that shapes stay. A batch is read while the devices draw the next one."""
+    filled up, so that shapes stay. A batch is read while the devices, of one process, draw the
+    next one."""
     drawn, waiting = [], []
     with tqdm.tqdm(total=num, unit="image", disable=not progress) as bar:
 

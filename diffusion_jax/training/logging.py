@@ -71,7 +71,8 @@ class RunLog:
     @contextlib.contextmanager
     def in_step(self):
         """Within it the host starts a step or waits for one; the rest of the time is logged as the
-        share `outside_step`."""
+        share `outside_step`, also where it passes while a device computes, as the reading of the
+        next batch does. A run waits for its host where that share leaves nothing to wait for."""
         started = time.perf_counter()
         yield
         self.in_steps += time.perf_counter() - started

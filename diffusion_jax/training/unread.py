@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-MOST = 256  # steps whose metrics are read together where none is logged
+MOST = 256  # calls of the step whose metrics are read together where none is logged
 
 
 class NotFinite(Exception):

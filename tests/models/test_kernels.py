@@ -108,7 +108,7 @@ def test_tritons_attention_is_softmax_attention(length, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_tpus_attention_is_softmax_attention(dtype):
     q, k, v = (jnp.asarray(normal(1, 128, 1, 128), dtype) for _ in range(3))
-    assert attention.fits_tpu(q)
+    assert attention.fits_tpu(q) == (dtype == "bfloat16")
     with pltpu.force_tpu_interpret_mode():
         assert_same_in_reverse(attention.flash, softmax_attention, (q, k, v), 4 * TOLERANCE[dtype])
 
@@ -144,8 +144,10 @@ def test_a_fused_form_is_taken_where_it_takes_the_arrays():
     assert calls(shape(64, 64, half), "rocm") == calls(shape(64, 64, half), "tpu") == {}
     assert calls(shape(64, 64, half), "cuda", "plain") == {}
     assert calls(shape(64, 64, half), "cuda", "pallas") == {"triton": 1}
-    assert calls(shape(256, 128, half), "tpu") == {"mosaic": 1}
-    assert calls(shape(256, 128, half), "tpu", "plain") == {}
+    assert calls(shape(256, 128, half), "tpu", "pallas") == {"mosaic": 1}
+    assert calls(shape(256, 64, half), "tpu", "pallas") == {}
+    for kind in ("auto", "plain"):
+        assert calls(shape(256, 128, half), "tpu", kind) == {}
 
 
 def test_a_length_that_tritons_form_does_not_take_is_plain():

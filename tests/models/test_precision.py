@@ -8,12 +8,14 @@ from diffusion_jax.models.precision import cast, recorded
 
 
 class Two(nn.Module):
-    """A layer of each precision, one of them within a rematerialised one."""
+    """Layers of each precision, one of them rematerialised, and a norm, which computes in
+    float32."""
 
     @nn.compact
     def __call__(self, x):
         x = nn.Dense(3, dtype=jnp.bfloat16, name="half")(x)
         x = nn.remat(nn.Dense)(3, dtype=jnp.bfloat16, name="again")(x)
+        x = nn.LayerNorm(dtype=jnp.bfloat16, name="norm")(x)
         return nn.Dense(3, dtype=jnp.float32, name="single")(x)
 
 
@@ -25,7 +27,12 @@ def test_a_layers_parameters_are_those_of_its_precision():
         jax.eval_shape(lambda params: cast(params, tuple(precisions.items())), params),
     )
     half = {"kernel": "bfloat16", "bias": "bfloat16"}
-    assert found == {"half": half, "again": half, "single": dict.fromkeys(half, "float32")}
+    assert found == {
+        "half": half,
+        "again": half,
+        "single": dict.fromkeys(half, "float32"),
+        "norm": {"scale": "float32", "bias": "float32"},
+    }
 
 
 def test_nothing_is_changed_where_nothing_is_recorded():

@@ -121,9 +121,13 @@ def test_attention_in_bfloat16_needs_a_gpu_that_runs_it(monkeypatch, capability,
     check_attention(config)
     config.model.dtype = "bfloat16"
     if refused:
-        with pytest.raises(UserError, match="a card is too old .*model.attention=plain works"):
+        with pytest.raises(UserError, match="a card is too old .*model.attention=plain"):
             check_attention(config)
     else:
         check_attention(config)
     config.model.attention = "plain"
+    check_attention(config, on_mesh=True)
+    config.model.attention = "pallas"
     check_attention(config)
+    with pytest.raises(UserError, match="attention=pallas is for one process"):
+        check_attention(config, on_mesh=True)

@@ -1,6 +1,7 @@
 """Batches that are placed ahead, and the state that a checkpoint keeps of their source."""
 
 import numpy as np
+import pytest
 
 from diffusion_jax.data.pipeline import training_batches
 from diffusion_jax.training.batches import Ahead
@@ -33,3 +34,23 @@ def test_a_state_is_that_after_the_batches_taken_whatever_is_ready():
         other = training_batches(SOURCE, 4, seed=1)
         other.set_state(ahead.get_state())
         assert numbers(next(other)) == numbers(ahead.take())
+
+
+def test_what_fails_is_raised_when_it_is_taken_and_the_state_is_that_before():
+    source = training_batches(SOURCE, 4, seed=1)
+    fails = []
+
+    def place(batches):
+        if fails:
+            raise OSError("the disk is gone")
+        return batches
+
+    ahead = Ahead(source, place)
+    ahead.take()
+    before = ahead.get_state()
+    fails.append(True)
+    ahead.prepare()
+    assert ahead.get_state() == before
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk is gone"):
+            ahead.take()

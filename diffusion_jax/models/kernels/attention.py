@@ -30,39 +30,38 @@ KINDS = ("auto", "pallas", "plain")
 def attention(q, k, v, kind: str = "auto"):
     """`plain` in the form that is fastest where it is lowered.
 
-    kind: of the fused form on a GPU. auto: cuDNN's; pallas: Pallas's, compiled by Triton; plain:
-    none, also on a TPU."""
-    gpu = fits_gpu(q) and (kind != "pallas" or fits_triton(q))
-    return chosen(kind, gpu, fits_tpu(q))(q, k, v)
+    kind: of the fused form, where it takes such arrays. auto: cuDNN's on NVIDIA's GPUs; pallas:
+    Pallas's, on these and on TPUs, on one chip or under shard_map, since XLA does not partition
+    them; plain: none."""
+    if kind == "pallas":
+        return chosen(kind, fits_triton(q), fits_tpu(q))(q, k, v)
+    return chosen(kind, kind == "auto" and fits_cudnn(q), False)(q, k, v)
 
 
 @functools.cache
 def chosen(kind: str, gpu: bool, tpu: bool) -> Callable:
     """`attention` of arrays that a GPU's or a TPU's fused form takes, or does not."""
-    fused = {}
-    if gpu and kind != "plain":
-        fused["cuda"] = cudnn if kind == "auto" else triton
-    if tpu and kind != "plain":
-        fused["tpu"] = flash
+    fused = {"cuda": cudnn if kind == "auto" else triton} if gpu else {}
+    fused |= {"tpu": flash} if tpu else {}
     value = {"cpu": divided_last, **fused, "default": plain}
     return in_forms(value, {**fused, "default": by_keys})
 
 
-def fits_gpu(q) -> bool:
+def fits_cudnn(q) -> bool:
     """Whether cuDNN's form takes such arrays: bfloat16, heads of 8, 16, ... 128 channels."""
     return q.dtype == jnp.bfloat16 and q.shape[3] % 8 == 0 and q.shape[3] <= 128
 
 
 def fits_triton(q) -> bool:
-    """Whether Triton's form takes such arrays: lengths of whole blocks, of 16 positions at
-    least."""
-    length = q.shape[1]
-    return length % 128 == 0 or (length < 128 and length in (16, 32, 64))
+    """Whether Triton's form takes such arrays: those that cuDNN's takes, of whole blocks of
+    positions, 16 at least."""
+    return fits_cudnn(q) and (q.shape[1] % 128 == 0 or q.shape[1] in (16, 32, 64))
 
 
 def fits_tpu(q) -> bool:
-    """Whether the TPU's form takes such arrays: whole tiles of 128 positions and channels."""
-    return q.shape[1] % 128 == 0 and q.shape[3] % 128 == 0
+    """Whether the TPU's form takes such arrays: bfloat16, whole tiles of 128 positions and
+    channels."""
+    return q.dtype == jnp.bfloat16 and q.shape[1] % 128 == 0 and q.shape[3] % 128 == 0
 
 
 def divided_last(q, k, v):
