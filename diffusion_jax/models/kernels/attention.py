@@ -31,8 +31,8 @@ def attention(q, k, v, kind: str = "auto"):
     """`plain` in the form that is fastest where it is lowered.
 
     kind: of the fused form, where it takes such arrays. auto: cuDNN's on NVIDIA's GPUs; pallas:
-    Pallas's, on these and on TPUs, on one chip or under shard_map, since XLA does not partition
-    them; plain: none."""
+    Pallas's, on these and on TPUs, in a program of one chip, since XLA does not partition them;
+    plain: none."""
     if kind == "pallas":
         return chosen(kind, fits_triton(q), fits_tpu(q))(q, k, v)
     return chosen(kind, kind == "auto" and fits_cudnn(q), False)(q, k, v)
