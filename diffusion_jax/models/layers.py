@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, ones, zeros
 
-from diffusion_jax.models.kernels.attention import attention
+from diffusion_jax.models.kernels.attention import Kind, attention
 from diffusion_jax.models.kernels.convolution import convolve, upsampled_convolve
 from diffusion_jax.models.kernels.norm import group_norm
 
@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
 
     heads: int = 1
     dtype: jnp.dtype = jnp.float32
-    kind: str = "auto"  # of the attention, one of `kernels.attention.KINDS`
+    kind: Kind = "auto"  # of the attention
 
     @nn.compact
     def __call__(self, x):

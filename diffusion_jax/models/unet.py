@@ -2,7 +2,7 @@
 of features."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from diffusion_jax.core.settings import FREE, TRAINING, above
 from diffusion_jax.core.types import Kinds, Shape
 from diffusion_jax.models import conditions
+from diffusion_jax.models.kernels.attention import Kind
 from diffusion_jax.models.kernels.convolution import upsample
 from diffusion_jax.models.layers import Conv, Dropout, GroupNorm, SelfAttention
 
@@ -106,7 +107,7 @@ class UNet(nn.Module):
     vectors: tuple[str, ...] = ()  # names of conditions that are a vector
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
-    attention: str = "auto"  # its form on a GPU, one of `kernels.attention.KINDS`
+    attention: Kind = "auto"  # its form, where one is fused
 
     @nn.compact
     def __call__(
@@ -191,7 +192,7 @@ def unet(
     dropout: Annotated[float, TRAINING] = 0.0,
     dtype: Annotated[str, TRAINING] = "float32",
     remat: Annotated[bool, FREE] = False,
-    attention: Annotated[Literal["auto", "pallas", "plain"], FREE] = "auto",
+    attention: Annotated[Kind, FREE] = "auto",
 ) -> UNet:
     """The U-Net of DDPM, Improved DDPM and ADM, for images of height, width and channels.
 

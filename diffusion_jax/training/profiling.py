@@ -31,8 +31,8 @@ class Profile:
         self.steps, self.folder, self.running = parse_steps(text), folder, False
 
     def begin(self, step: int, count: int = 1) -> contextlib.AbstractContextManager:
-        """To be entered round the steps step + 1 ... step + count, from their data to their
-        dispatch."""
+        """To be entered round the dispatch of the steps step + 1 ... step + count, and the
+        reading of their data where it was not done ahead."""
         if (
             self.steps
             and not self.running

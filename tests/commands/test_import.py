@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from tensors import assert_same, refusal
 from tiny import main_run
 
 from diffusion_jax.commands import train as loop
 from diffusion_jax.commands.export_weights import export_weights
 from diffusion_jax.commands.import_ import import_weights
 from diffusion_jax.commands.sample import sample
-from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.interop.files import read_checkpoint
 from diffusion_jax.interop.state_dicts import to_torch_names
@@ -70,22 +70,6 @@ def settings(**model):
         ),
         sampling=Sampling(steps="2", num=2),
     )
-
-
-def assert_same(tensors, expected):
-    assert list(tensors) == list(expected)
-    for name in expected:
-        assert tensors[name].dtype == np.float32
-        np.testing.assert_array_equal(tensors[name], expected[name], err_msg=name)
-
-
-def refusal(function, *args, **kwargs):
-    """The message of the UserError, which is one line."""
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("new_order", [False, True])

@@ -7,25 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from tensors import assert_same, refusal
 
-from diffusion_jax.core.errors import UserError
 from diffusion_jax.interop import files
-
-
-def assert_same(tensors, expected):
-    assert list(tensors) == list(expected)
-    for name in expected:
-        assert tensors[name].dtype == np.float32
-        np.testing.assert_array_equal(tensors[name], expected[name], err_msg=name)
-
-
-def refusal(function, *args, **kwargs):
-    """The message of the UserError, which is one line."""
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])

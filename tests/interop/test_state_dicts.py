@@ -6,8 +6,8 @@ import math
 import jax
 import numpy as np
 import pytest
+from tensors import assert_same, refusal
 
-from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Kind
 from diffusion_jax.interop import state_dicts
 from diffusion_jax.models.unet import UNet, unet
@@ -61,22 +61,6 @@ def inferred(reference, state_dict):
         return model, found, jax.eval_shape(init, jax.random.key(0))
 
     return read
-
-
-def assert_same(tensors, expected):
-    assert list(tensors) == list(expected)
-    for name in expected:
-        assert tensors[name].dtype == np.float32
-        np.testing.assert_array_equal(tensors[name], expected[name], err_msg=name)
-
-
-def refusal(function, *args, **kwargs):
-    """The message of the UserError, which is one line."""
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(("name", "new_order"), ORDERS)

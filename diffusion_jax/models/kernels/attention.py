@@ -8,6 +8,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ def plain(q, k, v):
     return product("bhnm,bmhd->bnhd", weights.astype(v.dtype), v).astype(v.dtype)
 
 
-KINDS = ("auto", "pallas", "plain")
+Kind = Literal["auto", "pallas", "plain"]
 
 
-def attention(q, k, v, kind: str = "auto"):
+def attention(q, k, v, kind: Kind = "auto"):
     """`plain` in the form that is fastest where it is lowered.
 
     kind: of the fused form, where it takes such arrays. auto: cuDNN's on NVIDIA's GPUs; pallas:
@@ -39,7 +40,7 @@ def attention(q, k, v, kind: str = "auto"):
 
 
 @functools.cache
-def chosen(kind: str, gpu: bool, tpu: bool) -> Callable:
+def chosen(kind: Kind, gpu: bool, tpu: bool) -> Callable:
     """`attention` of arrays that a GPU's or a TPU's fused form takes, or does not."""
     fused = {"cuda": cudnn if kind == "auto" else triton} if gpu else {}
     fused |= {"tpu": flash} if tpu else {}
