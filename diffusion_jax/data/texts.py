@@ -1,0 +1,29 @@
+"""Texts as arrays: UTF-8 bytes, of one length in all examples of a source."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LENGTH = 256  # bytes
+
+
+def encode(texts: Sequence[str], length: int = LENGTH) -> np.ndarray:
+    """uint8 [N, length]: each text in UTF-8, then zeros.
+
+    A longer one is cut between two characters; a character 0 becomes a space."""
+    rows = np.zeros((len(texts), length), np.uint8)
+    for row, text in zip(rows, texts, strict=True):
+        data = text.replace("\0", " ").encode()[:length].decode(errors="ignore").encode()
+        row[: len(data)] = np.frombuffer(data, np.uint8)
+    return rows
+
+
+def decode(row: np.ndarray) -> str:
+    """The text of a row [length] of `encode`."""
+    return bytes(np.asarray(row, np.uint8)).rstrip(b"\0").decode()
+
+
+def of(source) -> np.ndarray:
+    """The texts of all examples of a source, uint8 [N, length]: its `texts` where it has them."""
+    known = getattr(source, "texts", None)
+    return np.stack([source[i]["text"] for i in range(len(source))]) if known is None else known
