@@ -69,10 +69,14 @@ def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
 
 
 class Prepared:
-    """A source whose examples have further entries, which `entries` makes of an example."""
+    """A source whose examples have further entries, which `entries` makes of an example, and of
+    which there is more to note."""
 
-    def __init__(self, source: Any, entries: Callable[[Any], dict[str, Any]]):
+    def __init__(
+        self, source: Any, entries: Callable[[Any], dict[str, Any]], notes: Sequence[str] = ()
+    ):
         self.source, self.entries = source, entries
+        self.notes = [*getattr(source, "notes", ()), *notes]
 
     def __len__(self):
         return len(self.source)
