@@ -3,9 +3,9 @@
 The usual names are "image", uint8 [H, W, C] or float32 with a `range`, and "label", an int; a
 source may yield any others. `num_classes` is the number of labels that occur, 0 where there are
 none. A source that knows more of itself says so: `range`, the (least, largest) value of its float
-images, None for bytes; its `labels` [N], `class_names`, `sizes` [N, 2], `splits` (name ->
-examples), `faults` (file -> why it is left out), `notes` and a `fingerprint`, text that is another
-where the examples are others.
+images, None for bytes; its `labels` [N], `class_names`, `sizes` [N, 2], `texts` [N, 256] (its
+captions, the entry "text"), `splits` (name -> examples), `faults` (file -> why it is left out),
+`notes` and a `fingerprint`, text that is another where the examples are others.
 
 A factory of SOURCES takes the split first; a `Declared` is given by the run, and all else is a
 setting."""
@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.settings import FREE
 from diffusion_jax.data.arrays import Arrays, arrays
+from diffusion_jax.data.emoji import emoji
 from diffusion_jax.data.folder import folder
 from diffusion_jax.data.spec import Declared, spec_of
 
@@ -111,7 +112,13 @@ def prepare(builder, folder: str) -> None:
         ) from error
 
 
-SOURCES = {"digits": digits, "tfds": tfds, "folder": folder, "arrays": arrays}
+SOURCES = {
+    "digits": digits,
+    "emoji": emoji,
+    "tfds": tfds,
+    "folder": folder,
+    "arrays": arrays,
+}
 
 
 def check(source, declared: Declared, split: str, called: str, entry: str = "image") -> None:
