@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from diffusion_jax.conditioning import Encoders
-from diffusion_jax.models.text.embed import Table, embed, table
+from diffusion_jax.models.text.features import Table, embed, table
 from diffusion_jax.models.text.load import TextEncoder, load
 
 

@@ -5,7 +5,13 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffusion_jax.models.text.layers import activation, attention, layer_norm, padding_bias
+from diffusion_jax.models.text.layers import (
+    ACTIVATIONS,
+    attention,
+    known_activation,
+    layer_norm,
+    padding_bias,
+)
 
 LAYERS = "encoder.layer."  # how the names of the layers' tensors begin
 NAMES = tuple(f"attention.{name}" for name in ("self.query", "self.key", "self.value"))
@@ -57,7 +63,7 @@ class Layer(nn.Module):
         a = attention(x, bias, width, self.heads, NAMES)
         x = layer_norm(self.epsilon, name="attention.output.LayerNorm")(x + a)
         h = nn.Dense(self.hidden, name="intermediate.dense")(x)
-        h = nn.Dense(width, name="output.dense")(activation(self.activation)(h))
+        h = nn.Dense(width, name="output.dense")(ACTIVATIONS[self.activation](h))
         return layer_norm(self.epsilon, name="output.LayerNorm")(x + h)
 
 
@@ -71,7 +77,7 @@ def from_config(config: Mapping) -> Bert:
         heads=config["num_attention_heads"],
         hidden=config["intermediate_size"],
         layers=config["num_hidden_layers"],
-        activation=config.get("hidden_act", "gelu"),
+        activation=known_activation(config.get("hidden_act", "gelu")),
         epsilon=config.get("layer_norm_eps", 1e-12),
     )
 

@@ -6,7 +6,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.models.text.layers import NEVER, activation, attention, layer_norm, padding_bias
+from diffusion_jax.models.text.layers import (
+    ACTIVATIONS,
+    NEVER,
+    attention,
+    known_activation,
+    layer_norm,
+    padding_bias,
+)
 
 LAYERS = "encoder.layers."  # how the names of the layers' tensors begin
 NAMES = tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
@@ -61,7 +68,7 @@ class Layer(nn.Module):
         a = layer_norm(self.epsilon, name="layer_norm1")(x)
         x = x + attention(a, bias, width, self.heads, NAMES)
         h = layer_norm(self.epsilon, name="layer_norm2")(x)
-        h = activation(self.activation)(nn.Dense(self.hidden, name="mlp.fc1")(h))
+        h = ACTIVATIONS[self.activation](nn.Dense(self.hidden, name="mlp.fc1")(h))
         return x + nn.Dense(width, name="mlp.fc2")(h)
 
 
@@ -75,7 +82,7 @@ def from_config(config: Mapping) -> Clip:
         heads=config["num_attention_heads"],
         hidden=config["intermediate_size"],
         layers=config["num_hidden_layers"],
-        activation=config["hidden_act"],
+        activation=known_activation(config["hidden_act"]),
         epsilon=config["layer_norm_eps"],
     )
 

@@ -32,11 +32,11 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
-def activation(name: str) -> Callable:
-    """The activation of that name in a `config.json`; ValueError for an unknown one."""
+def known_activation(name: str) -> str:
+    """An activation's name in a `config.json`; ValueError for one that ACTIVATIONS lacks."""
     if name not in ACTIVATIONS:
         raise ValueError(f"no activation {name!r}; known: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    return name
 
 
 def padding_bias(mask):

@@ -120,11 +120,11 @@ def read_tokenizer(folder: pathlib.Path, length: int, vocabulary: int) -> Any:
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocabulary:
         raise UserError(f"{path} has the token {largest}, but the weights are for {vocabulary}")
+    ends = tokenizer.num_special_tokens_to_add(False)
+    if length < ends:
+        raise UserError(f"texts cannot be cut to {length} tokens: {path} adds {ends} to each")
     tokenizer.no_padding()
-    try:
-        tokenizer.enable_truncation(length)
-    except Exception as error:  # fewer tokens than mark a text's beginning and end
-        raise UserError(f"texts cannot be cut to {length} tokens: {error}") from None
+    tokenizer.enable_truncation(length)
     return tokenizer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import numpy as np
 
-from diffusion_jax.models.text.layers import activation, attention, padding_bias
+from diffusion_jax.models.text.layers import ACTIVATIONS, attention, known_activation, padding_bias
 
 LAYERS = "encoder.block."  # how the names of the layers' tensors begin
 ATTENTION = "layer.0.SelfAttention"
@@ -69,7 +69,7 @@ class Block(nn.Module):
         linear = lambda size, name: nn.Dense(
             size, use_bias=False, name=f"layer.1.DenseReluDense.{name}"
         )
-        act = activation(self.activation)
+        act = ACTIVATIONS[self.activation]
         if self.gated:
             h = act(linear(self.hidden, "wi_0")(h)) * linear(self.hidden, "wi_1")(h)
         else:
@@ -102,7 +102,7 @@ def from_config(config: Mapping) -> T5:
         head_width=config["d_kv"],
         hidden=config["d_ff"],
         layers=config["num_layers"],
-        activation="gelu_new" if gated and name == "gelu" else name,
+        activation=known_activation("gelu_new" if gated and name == "gelu" else name),
         gated=gated,
         buckets=config["relative_attention_num_buckets"],
         farthest=config.get("relative_attention_max_distance", 128),
