@@ -69,14 +69,21 @@ def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
 
 
 class Prepared:
-    """A source whose examples have further entries, which `entries` makes of an example, and of
-    which there is more to note."""
+    """A source whose examples have further entries, which `entries` makes of an example.
+
+    notes: () -> what a user should know of these, computed where it is asked for."""
 
     def __init__(
-        self, source: Any, entries: Callable[[Any], dict[str, Any]], notes: Sequence[str] = ()
+        self,
+        source: Any,
+        entries: Callable[[Any], dict[str, Any]],
+        notes: Callable[[], list[str]] = list,
     ):
-        self.source, self.entries = source, entries
-        self.notes = [*getattr(source, "notes", ()), *notes]
+        self.source, self.entries, self.own_notes = source, entries, notes
+
+    @property
+    def notes(self) -> list[str]:
+        return [*getattr(self.source, "notes", []), *self.own_notes()]
 
     def __len__(self):
         return len(self.source)

@@ -78,7 +78,7 @@ def text(
             i = number[key(example["text"])]
             return {FEATURES: table.features(i), MASK: table.mask(i)}
 
-        return Prepared(source, entries, table.notes())
+        return Prepared(source, entries, table.notes)
 
     kinds = Kinds({NAME: Kind("sequence", width)})
     null_or_none = null if dropout else None
