@@ -1,6 +1,7 @@
 """CLIP's text tower (Radford et al. 2021)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from diffusion_jax.models.text.layers import (
 LAYERS = "encoder.layers."  # how the names of the layers' tensors begin
 NAMES = tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))
 # A file that holds both towers states what differs from these, ViT-B/32's.
-DEFAULTS = dict(vocab_size=49408, max_position_embeddings=77, hidden_size=512)
+DEFAULTS: dict[str, Any] = dict(vocab_size=49408, max_position_embeddings=77, hidden_size=512)
 DEFAULTS |= dict(num_attention_heads=8, intermediate_size=2048, num_hidden_layers=12)
 DEFAULTS |= dict(hidden_act="quick_gelu", layer_norm_eps=1e-5)
 
@@ -74,7 +75,7 @@ class Layer(nn.Module):
 
 def from_config(config: Mapping) -> Clip:
     """The module that a `config.json` describes, of the text tower or of both."""
-    config = DEFAULTS | dict(config.get("text_config") or config)
+    config = {**DEFAULTS, **(config.get("text_config") or config)}
     return Clip(
         vocabulary=config["vocab_size"],
         positions=config["max_position_embeddings"],

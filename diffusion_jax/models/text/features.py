@@ -30,6 +30,7 @@ DTYPE = np.dtype(np.float16)  # of what is kept: half the disk, an error of 2^-1
 KNOWN = np.dtype([("digest", "u1", (32,)), ("tokens", "<i4"), ("cut", "?")])
 BLOCK = 2**28  # bytes of features
 BATCH = 32  # texts
+VERSION = 1  # of what the networks compute; what was kept under another is not found any more
 
 
 class Table(NamedTuple):
@@ -110,8 +111,8 @@ def table(encoder: TextEncoder, texts: Sequence[str], batch_size: int = BATCH) -
 
 
 def folder_of(encoder: TextEncoder) -> pathlib.Path:
-    """Where an encoder's features are kept: by a hash of files, length and precision."""
-    said = f"{encoder.fingerprint} {encoder.length} {DTYPE.str}"
+    """Where an encoder's features are kept: by a hash of files, length, precision and version."""
+    said = f"{encoder.fingerprint} {encoder.length} {DTYPE.str} {VERSION}"
     return cache_folder("text", hashlib.sha256(said.encode()).hexdigest()[:32])
 
 

@@ -67,7 +67,7 @@ def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / name} cannot be read: {error}") from None
+        raise UserError(f"{folder / name} cannot be read: {reason(error)}") from None
     if not isinstance(found, dict):
         raise UserError(f"{folder / name} holds no object of JSON")
     return found
@@ -103,9 +103,10 @@ def read_tensors(
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-    """SHA-256 of the bytes of the config, the tokenizer and the weights."""
+    """SHA-256 of the bytes of the config, the tokenizer, where there is one, and the weights."""
     paths = [folder / CONFIG, folder / TOKENIZER, *weight_files(folder)]
-    return _fingerprint(tuple((path, path.stat().st_mtime_ns) for path in paths))
+    there = (path for path in paths if path.is_file())
+    return _fingerprint(tuple((path, path.stat().st_mtime_ns) for path in there))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import functools
 import pathlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -133,24 +133,19 @@ def read_params(folder: pathlib.Path, kind: str, module: nn.Module) -> PyTree:
 
     Tensors outside of the encoder, such as a decoder's or a pooler's, are passed over."""
     architecture, tokens = ARCHITECTURES[kind], np.zeros((1, 1), np.int32)
-    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), tokens, tokens)["params"])
+    params = jax.eval_shape(module.init, jax.random.key(0), tokens, tokens)["params"]
+    shapes = {path: leaf.shape for path, leaf in cast(dict, flatten_dict(params)).items()}
     paths = {".".join((*path[:-1], LEAVES[path[-1]])): path for path in shapes}
     tensors, others = files.read_tensors(folder, architecture.own_name, paths.__contains__)
-    wrong = [name for name in paths if name not in tensors]
-    more = [name for name in others if name.startswith(architecture.LAYERS)]
-    if wrong or more:
-        fault = f"they lack {wrong[0]}" if wrong else f"they have {more[0]}"
-        raise UserError(
-            f"the weights of {folder} are not those of its {files.CONFIG}, {kind}: {fault}"
-        )
-    flat = {}
-    for name, path in paths.items():
-        tensor = tensors.pop(name)
+    missing = [f"they lack {name}" for name in paths if name not in tensors]
+    more = [f"they have {name}" for name in others if name.startswith(architecture.LAYERS)]
+    flat, misshaped = {}, []
+    for name, tensor in tensors.items():
+        path = paths[name]
         flat[path] = tensor.T if path[-1] == "kernel" else tensor
-        if flat[path].shape != shapes[path].shape:
-            wanted = shapes[path].shape[:: -1 if path[-1] == "kernel" else 1]
-            raise UserError(
-                f"the weights of {folder} are not those of its {files.CONFIG}, {kind}: {name} is "
-                f"{list(tensor.shape)}, not {list(wanted)}"
-            )
+        if flat[path].shape != shapes[path]:
+            misshaped.append(f"{name} has the shape {tensor.shape}")
+    if faults := missing + more + misshaped:
+        config = folder / files.CONFIG
+        raise UserError(f"the weights are not those of {config}, {kind}: {faults[0]}")
     return unflatten_dict(flat)

@@ -131,6 +131,11 @@ def test_a_stopped_or_damaged_block_is_computed_anew(encoder, cache, tokenized, 
     np.testing.assert_array_equal(text.embed(encoder, TEXTS[:3])[0], features)
 
 
+def test_without_a_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    assert "has no tokenizer.json" in refusal(text.embed, load(str(folder), LENGTH), ["a dog"])
+
+
 def test_no_texts(encoder, tokenized):
     features, mask = text.embed(encoder, [])
     assert features.shape == (0, LENGTH, WIDTH) and mask.shape == (0, LENGTH)
