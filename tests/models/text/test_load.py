@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import zipfile
 
 import encoders
 import jax
@@ -73,6 +74,40 @@ def test_equal_files_and_lengths_are_one_encoder(bert, tmp_path):
     assert load(folder, 5) == load(folder, 5) != load(folder, 6)
     assert len({load(folder, 5), load(folder, 5), load(folder)}) == 2
     assert load(folder).length == 20  # as many as there are positions
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package that is installed and has no zip yet: the path of that."""
+    module, about = tmp_path / "tiny_text_encoder", tmp_path / "tiny_encoder-1.2.dist-info"
+    for folder in (module, about):
+        folder.mkdir()
+    (module / "__init__.py").write_text("raise RuntimeError('imported')")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-encoder\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGES, "tiny", (module.name, "tiny-encoder"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return module / "model.zip"
+
+
+def test_a_packages_zip_is_unpacked_once_and_the_package_not_imported(bert, tmp_path, package):
+    pytest.importorskip("tokenizers")
+    folder = encoders.write(tmp_path / "a", bert)
+    with zipfile.ZipFile(package, "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.name)
+    encoder = load("tiny")
+    assert encoder.fingerprint == load(str(folder)).fingerprint
+    jax.tree.map(np.testing.assert_array_equal, encoder.params, load(str(folder)).params)
+    package.unlink()
+    assert load("tiny") == encoder
+
+
+def test_a_packages_damaged_zip(tmp_path, package):
+    assert "tiny-encoder cannot be unpacked: [Errno 2] No such file" in refusal(load, "tiny")
+    package.write_bytes(b"no zip")
+    assert "tiny-encoder cannot be unpacked: File is not a zip file" in refusal(load, "tiny")
+    assert list((tmp_path / "cache" / "diffusion_jax" / "text").iterdir()) == []
 
 
 # Tokens
