@@ -89,15 +89,23 @@ def test_a_table_is_named(photos, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metadata.jsonl", '{"file_name": "9.png", "text": "a"}', "names what is no image in .*: 9.png"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "9.png", "text": "a"}',
+            "names what is no image in .*: 9.png",
+        ),
         ("metadata.jsonl", '{"file_name": "1.png"', "line 1 of .* must be a JSON object"),
         ("metadata.jsonl", '\n{"text": "a"}', "line 2 of .* must be a JSON object"),
-        ("metadata.csv", "file_name,text\n8.png,a\n9.png,b", "names what is no image in .*: 8.png, 9.png"),
+        (
+            "metadata.csv",
+            "file_name,text\n8.png,a\n9.png,b",
+            "names what is no image in .*: 8.png, 9.png",
+        ),
         ("metadata.csv", "file_name,text\n1.png,a, b", "line 2 of .* needs quotes"),
         ("metadata.csv", "file_name,text\n1.png", "line 2 of .* must be a file and its text"),
         ("1.txt", b"\xff\xfe\x00", "1.txt cannot be read: it is no text in UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_captions_that_do_not_fit_are_refused_in_one_line(photos, name, content, message):
     (photos / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message) as error:
