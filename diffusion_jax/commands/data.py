@@ -13,7 +13,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
 from diffusion_jax.data import report as reports
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs.build import check_source, load_source
+from diffusion_jax.runs.build import check_source, raw_source
 from diffusion_jax.runs.checks import check_together
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
@@ -46,7 +46,7 @@ def describe(config: Config, workdir: pathlib.Path) -> tuple[dict[str, Any], pat
     check_together(config)
     check_workdir(workdir, config)
     data, modality = config.data, make(config.data.modality, {})
-    source, problems = load_source(config, data.train_split, lenient=True), []
+    source, problems = raw_source(config, data.train_split, lenient=True), []
     if len(source) == 0:  # there is nothing to report
         check_source(config, source, data.train_split)
     faults, values = getattr(source, "faults", {}), data.source.values()
@@ -61,7 +61,7 @@ def describe(config: Config, workdir: pathlib.Path) -> tuple[dict[str, Any], pat
     report["range"] = getattr(source, "range", None)
     for name, split in (("train", data.train_split), ("eval", data.eval_split)):
         try:
-            loaded = source if name == "train" else load_source(config, split, lenient=True)
+            loaded = source if name == "train" else raw_source(config, split, lenient=True)
             report[name] = reports.split_report(loaded, split)
             check_source(config, loaded, split)
         except UserError as error:

@@ -1,20 +1,31 @@
 """Draws from a trained run and writes the pictures.
 
 python main.py sample --workdir DIR
+python main.py sample --workdir DIR --prompt "a red heart" --prompt "camel on blue" --negative face
 """
 
 import pathlib
 
 from diffusion_jax.core.files import make_folder, new_folder
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs import draw, folders
-from diffusion_jax.runs.command_line import Given
+from diffusion_jax.runs import draw, folders, prompts
+from diffusion_jax.runs.command_line import Flag, Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import manner, open_run
+
+FLAGS = {
+    "prompt": Flag((), "a text that samples are asked for; given again for another"),
+    "prompts": Flag("", "a file of prompts, one a line"),
+    "negative": Flag("", "a text that guidance leads away from"),
+}
 
 
 def run(given: Given) -> str:
     """What `main.py sample` does with its flags."""
+    flags, sampling = given.flags, given.config.sampling
+    asked = (*(prompts.read(flags["prompts"]) if flags["prompts"] else ()), *flags["prompt"])
+    sampling.prompts = asked or sampling.prompts
+    sampling.negative = flags["negative"] or sampling.negative
     return f"samples: {sample(given.config, given.workdir)}"
 
 

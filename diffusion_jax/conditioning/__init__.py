@@ -2,9 +2,27 @@
 
 from diffusion_jax.conditioning.augment import augmentation
 from diffusion_jax.conditioning.conditioner import Conditioner, joined
-from diffusion_jax.conditioning.given import given
+from diffusion_jax.conditioning.given import given, image, numbers
 from diffusion_jax.conditioning.labels import label
+from diffusion_jax.conditioning.words import words
 
-CONDITIONERS = {"label": label, "augmentation": augmentation, "given": given}
+CONDITIONERS = {
+    "label": label,
+    "augmentation": augmentation,
+    "words": words,
+    "numbers": numbers,
+    "image": image,
+    "given": given,
+}
 
-__all__ = ["CONDITIONERS", "Conditioner", "augmentation", "given", "joined", "label"]
+__all__ = [
+    "CONDITIONERS",
+    "Conditioner",
+    "augmentation",
+    "given",
+    "image",
+    "joined",
+    "label",
+    "numbers",
+    "words",
+]

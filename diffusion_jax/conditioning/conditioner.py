@@ -14,7 +14,8 @@ class Conditioner(NamedTuple):
     condition is dropped with its own probability, and augmentation changes the data, too; without
     keys neither happens. null: cond -> the cond of "nothing is known", of the same tree; None
     where the network was never trained for that. example: n -> a cond of n examples of the right
-    shapes, for init, plan and export.
+    shapes, for init, plan and export. prepare: a source -> one whose examples have what `reads`
+    names, where that is computed on the host, as tokens are of a text; None for a source as it is.
     """
 
     kinds: Kinds
@@ -22,6 +23,7 @@ class Conditioner(NamedTuple):
     train: Callable[[Any, Batch], tuple[Batch, Cond]]
     null: Callable[[Cond], Cond] | None
     example: Callable[[int], Cond]
+    prepare: Callable[[Any], Any] | None = None
 
 
 def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
@@ -51,10 +53,35 @@ def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
     def example(n):
         return {name: value for one in conditioners for name, value in one.example(n).items()}
 
+    def prepare(source):
+        for one in conditioners:
+            source = one.prepare(source) if one.prepare else source
+        return source
+
     return Conditioner(
         kinds=Kinds(kinds),
         reads=tuple(dict.fromkeys(name for one in conditioners for name in one.reads)),
         train=train,
         null=null if any(one.null for one in conditioners) else None,
         example=example,
+        prepare=prepare if any(one.prepare for one in conditioners) else None,
     )
+
+
+class Prepared:
+    """A source whose examples have further entries, which `entries` makes of an example."""
+
+    def __init__(self, source: Any, entries: Callable[[Any], dict[str, Any]]):
+        self.source, self.entries = source, entries
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i):
+        example = self.source[i]
+        return {**example, **self.entries(example)}
+
+    def __getattr__(self, name):
+        if name == "source":  # as of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.source, name)

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 
 from diffusion_jax.conditioning.conditioner import Conditioner
+from diffusion_jax.conditioning.dropping import check_dropout, kept
 from diffusion_jax.core.components import component
-from diffusion_jax.core.noise import fold_in
 from diffusion_jax.core.settings import TRAINING
 from diffusion_jax.core.types import Kind, Kinds
 from diffusion_jax.data.spec import Declared
@@ -26,8 +25,7 @@ def label(declared: Declared, dropout: Annotated[float, TRAINING] = 0.0) -> Cond
         below 1.
     """
     count = declared.num_classes
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    check_dropout(dropout)
     if dropout and not count:
         raise ValueError("dropout needs labels: data.num_classes above 0")
     if not count:
@@ -36,8 +34,8 @@ def label(declared: Declared, dropout: Annotated[float, TRAINING] = 0.0) -> Cond
     def train(keys, batch):
         labels = batch["label"]
         if keys is not None and dropout > 0:
-            drop = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(fold_in(keys, PART))
-            labels = jnp.where(drop, count, labels)
+            keep = kept(keys, PART, dropout, len(labels))
+            labels = jnp.where(keep > 0, labels, count)
         return batch, {"label": labels}
 
     def null(cond):

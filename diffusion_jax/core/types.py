@@ -27,9 +27,10 @@ Shape = NewType("Shape", tuple)
 class Kind(NamedTuple):
     """How a condition can enter a network, whatever it means.
 
-    how: "index", a row of a table; "vector"; "sequence", of tokens; "image"; "given", an entry of
-    the data with a mask, of which the network knows what it means. size: the rows of the table, the
-    length of the vector, of a token or of the entry's last axis, the channels of the image.
+    how: "index", a row of a table; "vector"; "sequence", of vectors, with a mask; "bags", a
+    sequence of sets of a table's rows, with a mask; "image"; "given", an entry of the data with a
+    mask, of which the network knows what it means. size: the rows of the table, the length of the
+    vector, of the sequence's vectors or of the entry's last axis, the channels of the image.
     """
 
     how: str

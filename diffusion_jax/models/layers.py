@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, ones, zeros
 
-from diffusion_jax.models.kernels.attention import Kind, attention
+from diffusion_jax.models.kernels.attention import Kind, attention, masked_attention
 from diffusion_jax.models.kernels.convolution import convolve, upsampled_convolve
 from diffusion_jax.models.kernels.norm import group_norm
 
@@ -96,3 +96,32 @@ class SelfAttention(nn.Module):
         a = attention(q, k, v, self.kind)
         out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
         return x + out(a.reshape(b * h * w, c)).reshape(b, h, w, c)
+
+
+class ContextBlock(nn.Module):
+    """Attention to a context's tokens and a gated linear layer, then a zero-initialised projection
+    and a residual sum, so that at first it changes nothing.
+
+    The transformer block of latent diffusion (Rombach et al. 2022, appendix E.2.1), whose
+    self-attention is the U-Net's own, before this."""
+
+    heads: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, tokens, keep):
+        """x [B, H, W, C], tokens [B, L, D], keep [B, L] -> [B, H, W, C]."""
+        b, height, width, c = x.shape
+        shape = (self.heads, c // self.heads)
+        dense = lambda features, name: nn.DenseGeneral(features, dtype=self.dtype, name=name)
+        norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
+        h = GroupNorm(name="norm")(x).astype(self.dtype).reshape(b, height * width, c)
+        h = dense(c, "proj_in")(h)
+        tokens = tokens.astype(self.dtype)
+        q = dense(shape, "query")(norm("norm1")(h))
+        a = masked_attention(q, dense(shape, "key")(tokens), dense(shape, "value")(tokens), keep)
+        h += dense(c, "out")(a.reshape(h.shape))
+        values, gates = jnp.split(dense(8 * c, "gated")(norm("norm2")(h)), 2, axis=-1)
+        h += dense(c, "dense")(values * nn.gelu(gates))
+        out = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="proj_out")
+        return x + out(h).reshape(x.shape)

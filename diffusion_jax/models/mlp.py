@@ -33,15 +33,14 @@ class MLP(nn.Module):
     width: int = 128
     depth: int = 4
     time_scale: float = 1.0
-    tables: tuple[tuple[str, int], ...] = ()
-    vectors: tuple[str, ...] = ()
+    kinds: conditions.Told = ()
 
     @nn.compact
     def __call__(
         self, x: jax.Array, t: jax.Array, cond: Mapping | None = None, *, train: bool = False
     ) -> jax.Array:
         t = self.time_scale * jnp.asarray(t)
-        embedding = conditions.embed(t, cond, self.width, self.width, self.tables, self.vectors)
+        embedding = conditions.embed(t, cond, self.width, self.width, self.kinds)
         h = nn.Dense(self.width, name="dense_in")(x.astype(jnp.float32).reshape(len(x), -1))
         for i in range(self.depth):
             h = ResidualBlock(name=f"block{i}")(h, embedding)
@@ -70,12 +69,10 @@ def mlp(
     if not shape or min(shape) < 1:
         raise ValueError(f"shape must have at least one axis, and none of 0, not {shape}")
     above(0, width=width, depth=depth, time_scale=time_scale)
-    tables, vectors = conditions.split(kinds, "mlp")
     return MLP(
         out_channels=shape[-1] * (2 if learned_variance else 1),
         width=width,
         depth=depth,
         time_scale=time_scale,
-        tables=tables,
-        vectors=vectors,
+        kinds=conditions.taken(kinds, "mlp", conditions.ADDED),
     )

@@ -13,7 +13,9 @@ from diffusion_jax.core.types import Kinds, Shape
 from diffusion_jax.models import conditions
 from diffusion_jax.models.kernels.attention import Kind
 from diffusion_jax.models.kernels.convolution import upsample
-from diffusion_jax.models.layers import Conv, Dropout, GroupNorm, SelfAttention
+from diffusion_jax.models.layers import ContextBlock, Conv, Dropout, GroupNorm, SelfAttention
+
+MECHANISMS = (*conditions.ADDED, *conditions.SEQUENCES, *conditions.IMAGES)
 
 
 def downsample(x):
@@ -103,8 +105,9 @@ class UNet(nn.Module):
     resample_blocks: bool = False  # halve and double by residual blocks, not by convolutions
     time_scale: float = 1.0  # the network embeds time_scale * t
     dropout: float = 0.0
-    tables: tuple[tuple[str, int], ...] = ()  # conditions that are an index: name, rows
-    vectors: tuple[str, ...] = ()  # names of conditions that are a vector
+    kinds: conditions.Told = ()  # the conditions and how they enter
+    context: int = 256  # features of a token, where a condition is a sequence
+    context_depth: int = 1
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     attention: Kind = "auto"  # its form, where one is fused
@@ -116,13 +119,14 @@ class UNet(nn.Module):
         height, width = x.shape[1:3]
         check_halvings(height, width, len(self.channel_mult) - 1)
         t = self.time_scale * jnp.asarray(t)
-        embedding = conditions.embed(
-            t, cond, self.channels, 4 * self.channels, self.tables, self.vectors
-        )
+        context = conditions.context_of(cond, self.kinds, self.context, self.context_depth)
+        embedding = conditions.embed(t, cond, self.channels, 4 * self.channels, self.kinds, context)
+        x = conditions.with_images(x, cond, self.kinds)
 
         # `train` is no array
         residual_class = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         attention_class = nn.remat(SelfAttention) if self.remat else SelfAttention
+        context_class = nn.remat(ContextBlock) if self.remat else ContextBlock
 
         def res_block(h, features, name, resample=None):
             block = residual_class(
@@ -132,7 +136,10 @@ class UNet(nn.Module):
 
         def attention(h, name):
             heads = count_heads(h.shape[-1], self.heads, self.head_channels)
-            return attention_class(heads, self.dtype, self.attention, name=name)(h)
+            h = attention_class(heads, self.dtype, self.attention, name=name)(h)
+            if context is None:
+                return h
+            return context_class(heads, self.dtype, name=f"{name}_context")(h, *context)
 
         last = len(self.channel_mult) - 1
         h = Conv(self.channels, 3, self.dtype, name="conv_in")(x)
@@ -193,6 +200,8 @@ def unet(
     dtype: Annotated[str, TRAINING] = "float32",
     remat: Annotated[bool, FREE] = False,
     attention: Annotated[Kind, FREE] = "auto",
+    context: int = 256,
+    context_depth: int = 1,
 ) -> UNet:
     """The U-Net of DDPM, Improved DDPM and ADM, for images of height, width and channels.
 
@@ -214,10 +223,13 @@ def unet(
       attention: its form in bfloat16: auto, cuDNN's on NVIDIA's GPUs; pallas, Pallas's on these,
         for where cuDNN fails, and on TPUs, where it takes the lengths; plain, the formula, as
         everywhere else.
+      context: features of a token of conditions that are sequences, such as text; divisible by 4.
+      context_depth: layers of a transformer over these tokens before they are attended to.
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be height, width and channels, not {shape}")
     above(0, channels=channels, blocks=blocks, heads=heads, time_scale=time_scale)
+    conditions.check_context(context, context_depth)
     if len(channel_mult) < 1 or min(channel_mult) < 1:
         raise ValueError(f"channel_mult needs one number of at least 1 a level, not {channel_mult}")
     if head_channels < 0:
@@ -238,7 +250,6 @@ def unet(
     ]
     for multiplier in (*attended, channel_mult[-1]):  # the last level's is in the middle, always
         count_heads(multiplier * channels, heads, head_channels)
-    tables, vectors = conditions.split(kinds, "unet")
     return UNet(
         out_channels=image_channels * (2 if learned_variance else 1),
         channels=channels,
@@ -251,8 +262,9 @@ def unet(
         resample_blocks=resample_blocks,
         time_scale=time_scale,
         dropout=dropout,
-        tables=tables,
-        vectors=vectors,
+        kinds=conditions.taken(kinds, "unet", MECHANISMS),
+        context=context,
+        context_depth=context_depth,
         dtype=jnp.dtype(dtype),
         remat=remat,
         attention=attention,

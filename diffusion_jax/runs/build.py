@@ -128,11 +128,9 @@ def build(config: Config) -> Parts:
 def _build(config: Config) -> Parts:
     data, diffusion, training = config.data, config.diffusion, config.training
     modality = make(data.modality, {})
-    nouns: dict[Any, Any] = {Declared: declared(config)}
-    if any(needs(one, Spec) for one in (config.codec, *config.conditioning)):
-        nouns[Spec] = source_spec(config, data.train_split)
+    nouns = data_nouns(config)
     codec = make(config.codec, nouns)
-    conditioner = joined([make(one, nouns) for one in config.conditioning])
+    conditioner = make_conditioner(config, nouns)
     schedule = make(diffusion.schedule, {})
     parameterization = make(diffusion.prediction, {Schedule: schedule})
     check_decodable(config, schedule)
@@ -196,8 +194,42 @@ def declared(config: Config) -> Declared:
     return Declared(tuple(config.data.shape), config.data.num_classes, between, str(modality.dtype))
 
 
-def load_source(config: Config, split: str, lenient: bool = False) -> Any:
+def data_nouns(config: Config, source: Any = None) -> dict[Any, Any]:
+    """What factories are given of the data. source: the run's, where it is at hand."""
+    nouns: dict[Any, Any] = {Declared: declared(config)}
+    if any(needs(one, Spec) for one in (config.codec, *config.conditioning)):
+        source = raw_source(config, config.data.train_split) if source is None else source
+        nouns[Spec] = Spec(
+            tuple((name, (shape, str(dtype))) for name, (shape, dtype) in spec_of(source).items())
+        )
+    return nouns
+
+
+def make_conditioner(config: Config, nouns: dict[Any, Any]) -> Conditioner:
+    """All that the network is told."""
+    return joined([make(one, nouns) for one in config.conditioning])
+
+
+def load_source(config: Config, split: str) -> Any:
     """A split of the run's data, held against what the config declares of them; else UserError.
+
+    Its examples have all that the run's conditioners read."""
+    return prepared(config, raw_source(config, split))
+
+
+def prepared(config: Config, source: Any) -> Any:
+    """A source, such as of prompts, with all that the run's conditioners read."""
+    if not any(needs(one, Spec) for one in config.conditioning):
+        return source
+    try:
+        conditioner = make_conditioner(config, data_nouns(config, source))
+        return conditioner.prepare(source) if conditioner.prepare else source
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def raw_source(config: Config, split: str, lenient: bool = False) -> Any:
+    """`load_source` without what conditioners add.
 
     lenient: files that cannot be read are left out, and nothing is checked.
     """
@@ -238,12 +270,6 @@ def with_range(config: Config) -> tuple[Config, Any]:
     return config, source
 
 
-def source_spec(config: Config, split: str) -> Spec:
-    """Name, shape and type of every entry of the source's examples."""
-    found = spec_of(load_source(config, split))
-    return Spec(tuple((name, (shape, str(dtype))) for name, (shape, dtype) in found.items()))
-
-
 def batch_spec(config: Config, parts: Parts, count: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch of `count` examples, without reading data where the config declares
     all."""
@@ -252,7 +278,7 @@ def batch_spec(config: Config, parts: Parts, count: int) -> dict[str, jax.ShapeD
     known = {parts.modality.entry: (tuple(data.shape), dtype), "label": ((), np.int32)}
     wanted = (parts.modality.entry, *parts.conditioner.reads)
     if missing := [name for name in wanted if name not in known]:
-        found = dict(source_spec(config, data.train_split))
+        found = spec_of(load_source(config, data.train_split))
         known |= {name: found[name] for name in missing}
     return {
         name: jax.ShapeDtypeStruct((count, *known[name][0]), np.dtype(known[name][1]))

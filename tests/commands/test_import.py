@@ -14,6 +14,7 @@ from diffusion_jax.commands import train as loop
 from diffusion_jax.commands.export_weights import export_weights
 from diffusion_jax.commands.import_ import import_weights
 from diffusion_jax.commands.sample import sample
+from diffusion_jax.core.types import Kind
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.interop.files import read_checkpoint
 from diffusion_jax.interop.state_dicts import to_torch_names
@@ -29,13 +30,13 @@ TINY = UNet(
     blocks=1,
     attention_factors=(1,),
     heads=2,
-    tables=(("label", 10),),
+    kinds=(("label", Kind("index", 10)),),
 )
 
 
 def random_weights(model):
     """A state dict of a network, without a zero."""
-    rng, cond = np.random.default_rng(0), {name: np.zeros(1, np.int32) for name, _ in model.tables}
+    rng, cond = np.random.default_rng(0), {name: np.zeros(1, np.int32) for name, _ in model.kinds}
     x, t = np.zeros((1, 8, 8, model.out_channels)), np.zeros(1)
     init = lambda key: model.init(key, x, t, cond)["params"]
     shapes = jax.eval_shape(init, jax.random.key(0))
@@ -150,7 +151,7 @@ def test_import_refuses_what_does_not_fit_and_leaves_no_trace(weights, tiny_file
     assert refuse(settings()) == "the weights do not fit: missing: out.0.bias"
     assert not run.exists()
 
-    two_levels = TINY.clone(out_channels=3, channel_mult=(1, 1), tables=())
+    two_levels = TINY.clone(out_channels=3, channel_mult=(1, 1), kinds=())
     safetensors.numpy.save_file(random_weights(two_levels), tiny_file)
     message = "images of 8 x 9 cannot be halved 1 times, once between two levels"
     assert message in refuse(shaped(8, 9, 3))

@@ -17,6 +17,7 @@ from diffusion_jax.conditioning import augmentation, joined, label
 from diffusion_jax.conditioning.augment import augment, draw, transform
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in
+from diffusion_jax.core.types import Kind
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.data.spec import Declared
 from diffusion_jax.interop.state_dicts import to_torch_names
@@ -296,7 +297,7 @@ def test_nothing_enters_a_network_at_zero_and_every_number_does():
         channel_mult=(1,),
         blocks=1,
         attention_factors=(),
-        vectors=("augmentation",),
+        kinds=(("augmentation", Kind("vector", 9)),),
     )
     x, t = jnp.ones((1, 4, 4, 1)), jnp.ones(1)
     params = jax.jit(network.init)(jax.random.key(0), x, t, {"augmentation": jnp.zeros((1, 9))})

@@ -179,7 +179,9 @@ def test_weights_of_other_networks_are_refused(state_dict):
 
 
 def test_layers_that_the_state_dicts_lack_are_named():
-    model = UNet(1, 8, (1,), 1, (), vectors=("augmentation", "angle"))
+    model = UNet(
+        1, 8, (1,), 1, (), kinds=(("augmentation", Kind("vector", 9)), ("angle", Kind("vector", 1)))
+    )
     x, t = np.zeros((1, 8, 8, 1), np.float32), np.zeros(1, np.float32)
     for name, more in (
         ("augmentation", ": the run's conditioning names augmentation"),

@@ -23,7 +23,7 @@ SMALL = UNet(
     out_channels=3, channels=16, channel_mult=(1, 2), blocks=1, attention_factors=(2,), heads=2
 )
 TINY = SMALL.clone(channel_mult=(1,), attention_factors=(1,))  # compiles sooner
-LABELLED = TINY.clone(tables=(("label", 4),))
+LABELLED = TINY.clone(kinds=(("label", Kind("index", 4)),))
 
 
 def inputs(batch=2, height=8, width=8, channels=3):
@@ -46,7 +46,7 @@ def assert_refused(message, model, *inputs):
 def random_params(model, channels=3):
     """Parameters none of which is zero, of about the size that keeps a layer's output near its
     input's."""
-    cond = {name: np.zeros(1, np.int32) for name, _ in model.tables}
+    cond = {name: np.zeros(1, np.int32) for name, _ in model.kinds}
     rng = np.random.default_rng(1)
     draw = lambda a: (
         rng.standard_normal(a.shape, np.float32) / math.sqrt(math.prod(a.shape[:-1]) or 1)
@@ -176,7 +176,7 @@ def test_parameter_count_is_the_peers(reference, name):
         attention_factors=tuple(config["attention_resolutions"]),
         scale_shift=config.get("use_scale_shift_norm", False),
         resample_blocks=config.get("resblock_updown", False),
-        tables=(("label", config["num_classes"]),) if cond else (),
+        kinds=(("label", Kind("index", config["num_classes"])),) if cond else (),
     )
     params = init_shapes(model, *inputs(channels=config["in_channels"]), cond)
     assert sum(math.prod(a.shape) for a in jax.tree.leaves(params)) == recorded["count"]
@@ -244,7 +244,7 @@ def dtypes(found, *names):
 def test_in_bfloat16_norms_softmax_embedding_and_loss_are_float32_and_the_products_are_not(
     scale_shift, platform
 ):
-    told = {"tables": (("label", 4),), "vectors": ("augmentation",)}
+    told = {"kinds": (("label", Kind("index", 4)), ("augmentation", Kind("vector", 9)))}
     model = SMALL.clone(dtype=jnp.bfloat16, scale_shift=scale_shift, **told)
     x, t = inputs()
     cond = {"label": np.zeros(2, np.int32), "augmentation": np.zeros((2, 9), np.float32)}
@@ -335,7 +335,7 @@ def factory(shape=SHAPE, kinds=KINDS, **changes):
 
 
 def test_factory_makes_the_network_of_its_settings():
-    told = {"tables": (("label", 4),), "vectors": ("augmentation",)}
+    told = {"kinds": (("label", Kind("index", 4)), ("augmentation", Kind("vector", 9)))}
     assert factory() == SMALL.clone(**told)
     assert factory(learned_variance=True).out_channels == 6
     assert factory(dtype="bfloat16").dtype == jnp.bfloat16
@@ -370,7 +370,7 @@ def test_equal_settings_make_equal_networks():
         ({"dtype": "float64"}, "dtype must be float32 or bfloat16, not 'float64'"),
         ({"shape": (8, 8)}, "shape must be height, width and channels, not (8, 8)"),
         ({"shape": (8, 0, 3)}, "shape must be height, width and channels, not (8, 0, 3)"),
-        ({"kinds": {"text": Kind("sequence", 8)}}, "the unet takes conditions that are an index"),
+        ({"kinds": {"text": Kind("sequence", 8)}}, "the unet takes conditions of the kinds index"),
     ],
 )
 def test_factory_refuses_settings_out_of_range(changes, message):

@@ -25,6 +25,21 @@ def plain(q, k, v):
     return product("bhnm,bmhd->bnhd", weights.astype(v.dtype), v).astype(v.dtype)
 
 
+def masked_attention(q, k, v, keep):
+    """softmax over the keys whose `keep` [B, M] is above 0; exactly 0 where there is none.
+
+    q [B, N, heads, d], k and v [B, M, heads, d]. What the other keys hold changes nothing, bit for
+    bit, if it is finite. One form for all platforms, since a context is short."""
+    logits = product("bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k)
+    there = keep[:, None, None, :] > 0
+    logits = jnp.where(there, logits, -jnp.inf)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits - jnp.where(jnp.isfinite(largest), largest, 0.0))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = weights / jnp.where(total > 0, total, 1.0)
+    return product("bhnm,bmhd->bnhd", weights.astype(v.dtype), v).astype(v.dtype)
+
+
 Kind = Literal["auto", "pallas", "plain"]
 
 
