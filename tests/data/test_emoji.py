@@ -171,6 +171,20 @@ def test_a_glyph_lies_on_its_colour_as_pillow_itself_draws_it(shape):
     np.testing.assert_array_equal(drawn[-1, -1], grammar.COLOURS["blue"])
 
 
+def test_edges_take_no_colour_but_the_glyphs_and_what_lies_behind():
+    """Drawn on transparent black and laid on a colour, or drawn on the colour: one picture."""
+    data = openmoji.folder() / "font" / "glyf_colr0.ttf"
+    with importlib.resources.as_file(data) as path:
+        font = ImageFont.truetype(path, 72)  # 93 pixels wide, 5 of them margin at each side
+    for letter in "🐫❤🍉":
+        direct = Image.new("RGB", (93, 93), "yellow")
+        ImageDraw.Draw(direct).text((0, 0), letter, font=font, embedded_color=True)
+        laid = Image.new("RGBA", (83, 83), "yellow")
+        laid.alpha_composite(openmoji.picture(letter, 83).convert("RGBA"))
+        expected = np.asarray(direct, float)[5:88, 5:88]
+        np.testing.assert_allclose(np.asarray(laid.convert("RGB")), expected, atol=3)
+
+
 def test_hands_in_tones_are_those_of_the_font():
     if not (features.check("raqm") and features.check("fribidi")):
         pytest.skip("Pillow joins characters only with raqm and fribidi")
