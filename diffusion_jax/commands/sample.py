@@ -31,7 +31,7 @@ def run(given: Given) -> str:
 
 def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     """Draws sampling.num examples and writes grid.png, one file each and samples.npz, on request
-    chain.gif and chain.png.
+    chain.gif and chain.png. Each row of the grid is labelled with its prompt, where there are any.
 
     Returns the folder, workdir/samples/<how they were drawn>. samples.npz holds `images`, uint8 or,
     of float data, float32 in their units, [N, H, W, C] and, where the run has classes, `labels`
@@ -39,6 +39,8 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     sampling = config.sampling
     only = "sampling takes only config.sampling.* settings"
     parts, params, step, weak = open_run(config, workdir, only)
+    for note in draw.prompt_notes(config, parts):
+        print(f"note: {note}")
     make_folder(workdir / "samples")
     generate = draw.make_generate(config, parts, weak=weak, decoded=True)
     data = draw.draw(generate, params, sampling.num, sampling.batch_size, progress=True)
@@ -48,7 +50,7 @@ def sample(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     if picture is not None:
         pictures.save(folder / "grid.png", picture)
     folders.save_samples(config, parts, folder, data)
-    folders.write_settings(folder, sampling=sampling)
+    folders.write_settings(config, folder, sampling=sampling)
     if sampling.gif or sampling.strip:
         generate = draw.make_generate(config, parts, trajectory=True, weak=weak)
         folders.write_chain(config, folder, parts, generate, params)

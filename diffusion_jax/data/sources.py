@@ -24,13 +24,20 @@ from diffusion_jax.data.emoji import emoji
 from diffusion_jax.data.folder import folder
 from diffusion_jax.data.spec import Declared, spec_of
 
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-def digits(split: str) -> Arrays:
+
+def digits(split: str, captions: bool = False) -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 grayscale (UCI, Alpaydin & Kaynak 1998), their
     0 ... 16 made 0 ... 255.
 
     The source has no split of its own: every tenth image is "test" (180), the others are "train"
-    (1,617)."""
+    (1,617).
+
+    Args:
+      captions: each digit twice, the second time black on white, with the entry text: "three",
+        "three inverted".
+    """
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
@@ -38,7 +45,13 @@ def digits(split: str) -> Arrays:
     pixels, target = load_digits(return_X_y=True)
     images = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     chosen = (np.arange(len(images)) % 10 == 0) == (split == "test")
-    return Arrays(images[chosen], target[chosen].astype(np.int32))
+    images, labels = images[chosen], target[chosen].astype(np.int32)
+    if not captions:
+        return Arrays(images, labels)
+    said = [WORDS[label] for label in labels]
+    written = texts.encode([*said, *(f"{word} inverted" for word in said)])
+    both = np.concatenate([images, 255 - images])
+    return Arrays(both, np.concatenate([labels, labels]), others={"text": written})
 
 
 class Tfds:

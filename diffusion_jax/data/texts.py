@@ -32,4 +32,6 @@ def decode(row: np.ndarray) -> str:
 def of(source) -> np.ndarray:
     """The texts of all examples of a source, uint8 [N, length]: its `texts` where it has them."""
     known = getattr(source, "texts", None)
+    if known is None and getattr(source, "others", None):
+        known = source.others["text"][source.chosen]
     return np.stack([source[i]["text"] for i in range(len(source))]) if known is None else known

@@ -104,6 +104,11 @@ def captions(config: Config, parts: Parts, count: int) -> list[str]:
     return [texts.decode(source[i % len(source)][TEXT]) for i in range(count)]
 
 
+def prompt_notes(config: Config, parts: Parts) -> list[str]:
+    """What a user should know of the prompts, such as that one is cut."""
+    return Prompts(config, parts).notes if config.sampling.prompts else []
+
+
 def branches(
     config: Config,
     parts: Parts,

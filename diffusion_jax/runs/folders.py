@@ -10,6 +10,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import write_text
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs.build import Parts, declared
+from diffusion_jax.runs.citations import citations
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import captions, classes, make_asked
 from diffusion_jax.runs.settings import as_values
@@ -49,9 +50,11 @@ def save_samples(config: Config, parts: Parts, folder: pathlib.Path, data: np.nd
     parts.modality.save(folder, data, labels, declared(config).range)
 
 
-def write_settings(folder: pathlib.Path, **groups: Any) -> None:
-    """folder/settings.json: the groups of settings by which its pictures were made."""
+def write_settings(config: Config, folder: pathlib.Path, **groups: Any) -> None:
+    """folder/settings.json: the groups of settings by which its pictures were made, and `papers`,
+    those of the methods of the run."""
     values = {name: as_values(group) for name, group in groups.items()}
+    values |= {"papers": citations(config)}
     write_text(folder / "settings.json", json.dumps(values, indent=2))
 
 

@@ -50,6 +50,9 @@ def test_text_files_beside_images(photos):
         "1 of 3 images have no caption, which is an empty text to the network: 2.jpeg",
     ]
     assert report.captions(source) == ["a cat on a mat", "", "été à la plage"]
+    told = {"splits": {}, "notes": [], "problems": [], "captions": report.captions(source)}
+    lines = report.summary(told, photos).splitlines()
+    assert lines[0] == 'captions: "a cat on a mat", "", "été à la plage"'
 
 
 def test_without_captions_there_is_no_text(photos):
