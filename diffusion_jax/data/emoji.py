@@ -79,7 +79,7 @@ class Emoji:
         canvas = Image.new("RGB", (width * finer, height * finer), one.colour)
         strength = self.jitter if copy else 0.0
         for k, shown in enumerate(one.shown):
-            move = strength * drawn_evenly(f"{one.caption}\0{copy}\0{k}")
+            move = strength * evenly(f"{one.caption}\0{copy}\0{k}")
             side = round(shown.size * min(canvas.size))
             glyph = openmoji.picture(self.glyphs[shown.number].letter, side, shown.tone)
             layer = placed(glyph, (shown.x, shown.y), move, canvas.size)
@@ -87,7 +87,7 @@ class Emoji:
         return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))
 
 
-def drawn_evenly(text: str) -> np.ndarray:
+def evenly(text: str) -> np.ndarray:
     """Four numbers in [-1, 1), the same for a text on every machine."""
     found = np.frombuffer(hashlib.sha256(text.encode()).digest(), "<u8")
     return found / 2.0**63 - 1.0

@@ -57,6 +57,8 @@ CALLED = {
     **{"📗": "green book", "🎲": "die", "🚗": "car", "🚂": "locomotive", "🛑": "stop sign"},
     **{"🚦": "traffic light", "🏰": "castle", "🏠": "house", "🥁": "drum", "🐙": "octopus"},
     **{"🐠": "striped fish", "🌶": "chilli pepper", "🪐": "planet with a ring", "💩": "pile of poo"},
+    **{"🐖": "whole pig", "🐒": "whole monkey", "🐅": "whole tiger", "🐇": "whole rabbit"},
+    **{"🐁": "whole mouse", "☃": "snowman in snow", "🍨": "bowl of ice cream"},
     **{"🐢": "turtle", "🚌": "bus", "✏": "pencil", "⏰": "alarm clock", "🐜": "ant"},
 }
 NOT_ALONE = r"regional indicator|emoji (modifier|component)|combining|hyphen"  # parts of others

@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.settings import FREE
 from diffusion_jax.data import texts
-from diffusion_jax.data.arrays import Arrays, arrays
+from diffusion_jax.data.arrays import CAPTIONS, Arrays, arrays
 from diffusion_jax.data.emoji import emoji
 from diffusion_jax.data.folder import folder
 from diffusion_jax.data.spec import Declared, spec_of
@@ -55,12 +55,14 @@ def digits(split: str, captions: bool = False) -> Arrays:
 
 
 class Tfds:
-    """A source over a `tfds.data_source`, read without TensorFlow."""
+    """A source over a `tfds.data_source`, read without TensorFlow. caption: the feature that holds
+    the texts, "" where there are none."""
 
     range = None  # of floats; these are bytes
 
-    def __init__(self, examples, class_names: list[str], splits: dict[str, int]):
+    def __init__(self, examples, class_names: list[str], splits: dict[str, int], caption: str = ""):
         self.examples, self.class_names, self.splits = examples, class_names, splits
+        self.caption = caption
         self.num_classes = len(class_names)
 
     def __len__(self):
@@ -70,16 +72,45 @@ class Tfds:
         example = self.examples[int(i)]
         if "image" not in example:
             return example
-        return {
+        found = {
             "image": example["image"],
             "label": np.int32(example["label"] if self.num_classes else 0),
         }
+        if self.caption:
+            found["text"] = texts.encode([first_text(example[self.caption])])[0]
+        return found
+
+
+def first_text(value: Any) -> str:
+    """The text of a feature of tfds, of several the first, "" where there is none."""
+    if isinstance(value, dict):
+        value = next((value[name] for name in CAPTIONS if name in value), "")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return first_text(value[0]) if value else ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def caption_of(features) -> str:
+    """The name of the feature that holds texts, "" where there is none of CAPTIONS."""
+    import tensorflow_datasets
+
+    kind: Any = tensorflow_datasets.features.Text
+
+    def has_text(feature):
+        inner = getattr(feature, "feature", None)
+        parts = feature.values() if hasattr(feature, "values") else [inner] if inner else []
+        return isinstance(feature, kind) or any(map(has_text, parts))
+
+    return next((name for name in CAPTIONS if name in features and has_text(features[name])), "")
 
 
 def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
     """An image data set of TensorFlow Datasets, prepared as ArrayRecord.
 
-    Where it is not prepared yet, tfds downloads and prepares it, which needs a network and
+    A feature named text or caption (of several captions the first) is the entry "text". Where the
+    set is not prepared yet, tfds downloads and prepares it, which needs a network and
     TensorFlow.
 
     Args:
@@ -102,7 +133,8 @@ def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
         features = builder.info.features
         class_names = list(features["label"].names) if "label" in features else []
         splits = {name: info.num_examples for name, info in builder.info.splits.items()}
-        return Tfds(builder.as_data_source(split=split), class_names, splits)
+        examples = builder.as_data_source(split=split)
+        return Tfds(examples, class_names, splits, caption_of(features))
     except UserError:
         raise
     except Exception as error:  # tfds raises a different class for each of a hundred causes

@@ -18,6 +18,12 @@ def encode(texts: Sequence[str], length: int = LENGTH) -> np.ndarray:
     return rows
 
 
+def cut(texts: Sequence[str], length: int = LENGTH) -> list[str]:
+    """What to say about texts that `encode` cuts; nothing where it cuts none."""
+    count = sum(len(text.encode()) > length for text in texts)
+    return [f"{count} of {len(texts)} captions are cut at {length} bytes"] if count else []
+
+
 def decode(row: np.ndarray) -> str:
     """The text of a row [length] of `encode`."""
     return bytes(np.asarray(row, np.uint8)).rstrip(b"\0").decode()
