@@ -83,6 +83,8 @@ def load(name: str, length: int | None = None) -> TextEncoder:
     if kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{folder / files.CONFIG} is of the model_type {kind}; known: {known}")
+    if kind == "bert" and config.get("is_decoder"):
+        raise UserError(f"{folder / files.CONFIG} is of a BERT with is_decoder, not of an encoder")
     try:
         module = ARCHITECTURES[kind].from_config(config)
     except KeyError as error:

@@ -149,6 +149,7 @@ def test_a_package_that_is_not_installed(monkeypatch):
     ("change", "complaint"),
     [
         ({"model_type": "gpt2"}, "is of the model_type gpt2; known: bert, clip, clip_text_model"),
+        ({"is_decoder": True}, "is of a BERT with is_decoder, not of an encoder"),
         ({"hidden_size": None}, "of the model_type bert lacks 'hidden_size'"),
     ],
 )
