@@ -1,6 +1,6 @@
 """DiT's weights under the published names and under diffusers', and its numbers by diffusers."""
 
-import functools
+import math
 
 import jax
 import numpy as np
@@ -26,7 +26,8 @@ def shapes(model=MODEL):
 
 
 def published():
-    """A state dict as the published file has it, of random numbers."""
+    """A state dict as the published file has it, of numbers by the formula in
+    tests/reference/README.md."""
     layers = {"x_embedder.proj": (WIDTH, CHANNELS, 2, 2)}
     layers |= {"t_embedder.mlp.0": (WIDTH, 256), "t_embedder.mlp.2": (WIDTH, WIDTH)}
     layers |= {"y_embedder.embedding_table": (ROWS, WIDTH)}
@@ -39,11 +40,13 @@ def published():
         layers |= {f"blocks.{i}.adaLN_modulation.1": (6 * WIDTH, WIDTH)}
     layers |= {"final_layer.linear": (4 * 2 * CHANNELS, WIDTH)}
     layers |= {"final_layer.adaLN_modulation.1": (2 * WIDTH, WIDTH)}
-    rng, tensors = np.random.default_rng(0), {"pos_embed": places()}
+    tensors = {"pos_embed": places()}
     for name, shape in layers.items():
-        tensors[f"{name}.weight"] = rng.standard_normal(shape, np.float32) / 4
-        if name != "y_embedder.embedding_table":
-            tensors[f"{name}.bias"] = rng.standard_normal(shape[:1], np.float32) / 4
+        for end, sizes in {"weight": shape, "bias": shape[:1]}.items():
+            if name != "y_embedder.embedding_table" or end == "weight":
+                n, j = math.prod(sizes), len(tensors) - 1
+                values = np.sin(0.37 * np.arange(n) + 1.3 * j) * 0.6 / np.sqrt(n // sizes[0])
+                tensors[f"{name}.{end}"] = values.astype(np.float32).reshape(sizes)
     return tensors
 
 
@@ -68,9 +71,10 @@ def test_published_names_are_read_and_written_bit_for_bit():
     assert_same(write(params, "dit"), published())
 
 
-def test_both_layouts_hold_the_same_numbers():
+def test_both_layouts_hold_the_same_numbers(reference):
     theirs, params = published(), read(published())
     other = write(params, "diffusers")
+    assert list(other) == list(reference("dit.npz")["names"])
     block, theirs_block = "transformer_blocks.1.", "blocks.1."
     parts = [other[f"{block}attn1.to_{name}.weight"] for name in "qkv"]
     np.testing.assert_array_equal(np.concatenate(parts), theirs[f"{theirs_block}attn.qkv.weight"])
@@ -83,44 +87,11 @@ def test_both_layouts_hold_the_same_numbers():
     assert_same(write(read(other), "diffusers"), other)
 
 
-@functools.cache
-def peer():
-    """Diffusers' network of the same layers, with our random numbers."""
-    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    network = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=WIDTH // 2,
-        in_channels=CHANNELS,
-        out_channels=2 * CHANNELS,
-        num_layers=DEPTH,
-        sample_size=HEIGHT,
-        patch_size=2,
-        num_embeds_ada_norm=ROWS - 1,
-        norm_eps=1e-6,  # as in the paper's code
-    ).eval()
-    tensors = write(read(published()), "diffusers")
-    assert list(network.state_dict()) == list(tensors)
-    network.load_state_dict({name: torch.from_numpy(a) for name, a in tensors.items()})
-    for block in network.transformer_blocks:
-        # the paper's frequencies are 10000^(-i / 128), diffusers' 10000^(-i / 127)
-        block.norm1.emb.time_proj.downscale_freq_shift = 0
-    return network
-
-
-def test_network_gives_diffusers_output():
-    network, torch = peer(), pytest.importorskip("torch")
-    x = np.random.default_rng(1).standard_normal((2, HEIGHT, HEIGHT, CHANNELS), np.float32)
-    t, label = np.array([3, 70]), np.array([1, 3])
-    with torch.no_grad():
-        given = (
-            torch.from_numpy(x).permute(0, 3, 1, 2),
-            torch.from_numpy(t),
-            torch.from_numpy(label),
-        )
-        expected = network(*given).sample.permute(0, 2, 3, 1).numpy()
-    params, told = read(published()), {"label": label}
-    actual = jax.jit(MODEL.apply)({"params": params}, x, t.astype(np.float32), told)
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
+def test_network_gives_diffusers_output(reference):
+    recorded, params = reference("dit.npz"), read(published())
+    t, told = recorded["t"].astype(np.float32), {"label": recorded["label"]}
+    actual = jax.jit(MODEL.apply)({"params": params}, recorded["x"], t, told)
+    np.testing.assert_allclose(actual, recorded["output"], atol=1e-5)
 
 
 def test_network_is_found_from_the_names_and_shapes():
