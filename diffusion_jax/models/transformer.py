@@ -20,8 +20,10 @@ XAVIER = xavier_uniform()
 
 
 def linear(features: int, dtype, name: str, kernel_init=XAVIER, use_bias: bool = True):
-    """A linear layer, with DiT's initialisation."""
-    return nn.Dense(features, use_bias, dtype, kernel_init=kernel_init, name=name)
+    """A linear layer of [..., C], with DiT's initialisation. Examples and tokens are one axis in
+    it, over which the kernel's gradient sums."""
+    layer = nn.Dense(features, use_bias, dtype, kernel_init=kernel_init, name=name)
+    return lambda x: layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
 
 
 class Norm(nn.Module):
