@@ -1,7 +1,9 @@
 """The digits by a diffusion transformer of six blocks over 16 patches (DiT, Peebles & Xie 2023).
 
 Command:   python main.py --workdir runs/digits_dit --config experiments/digits_dit.py
-Hardware:  a CPU; 750 steps in the processor's time of the U-Net's 1000 in experiments/digits.py
+Hardware:  a CPU; 167 s of one core for the 750 steps with their compilation, where the U-Net's
+           1000 of experiments/digits.py take 186 s
+Result:    96.5 % of 1,000 samples recognised as the digit asked for (benchmarks/digits_quality.py)
 """
 
 from diffusion_jax.runs.config import Config, use

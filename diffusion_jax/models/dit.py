@@ -200,10 +200,9 @@ def dit(
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be height, width and channels, not {shape}")
-    given = {"width": width, "depth": depth, "heads": heads, "bottleneck": bottleneck}
-    at_least(0, **given)
+    at_least(0, width=width, depth=depth, heads=heads, bottleneck=bottleneck)
     above(0, patch=patch, time_scale=time_scale)
-    check_patches(*shape[:2], patch)
+    check_patches(shape[0], shape[1], patch)
     width, depth, heads = (a or b for a, b in zip((width, depth, heads), SIZES[size], strict=True))
     if width % heads:
         raise ValueError(f"a width of {width} cannot be cut into {heads} heads")

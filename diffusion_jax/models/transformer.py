@@ -1,6 +1,7 @@
 """The transformer's block over tokens: the one of DiT (Peebles & Xie 2023, section 3.2), and what
 later papers changed of it."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -37,17 +38,22 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x, scale=None, shift=None):
-        h = x.astype(jnp.float32)
-        if self.kind == "layer":
-            h -= h.mean(axis=-1, keepdims=True)
-        h *= jax.lax.rsqrt(jnp.square(h).mean(axis=-1, keepdims=True) + EPSILON)
-        if scale is not None and shift is not None:
-            h = h * (1 + scale[:, None]) + shift[:, None]
-        else:
-            h *= self.param("scale", ones, x.shape[-1:], jnp.float32)
-            if self.kind == "layer":
-                h += self.param("bias", zeros, x.shape[-1:], jnp.float32)
-        return h.astype(x.dtype)
+        if scale is None:
+            own = self.param("scale", ones, x.shape[-1:], jnp.float32)
+            layer = self.kind == "layer"
+            bias = self.param("bias", zeros, x.shape[-1:], jnp.float32) if layer else 0.0
+            return normed(x, own, bias, self.kind)
+        return normed(x, 1 + scale[:, None], shift[:, None], self.kind)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)  # its gradient keeps the arguments alone
+def normed(x, scale, bias, kind: NormKind):
+    """scale norm(x) + bias in x's precision."""
+    h = x.astype(jnp.float32)
+    if kind == "layer":
+        h -= h.mean(axis=-1, keepdims=True)
+    h *= jax.lax.rsqrt(jnp.square(h).mean(axis=-1, keepdims=True) + EPSILON)
+    return (h * scale + bias).astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -105,7 +111,7 @@ class MLP(nn.Module):
     def __call__(self, x):
         c = x.shape[-1]
         if self.kind == "gelu":
-            h = nn.gelu(linear(4 * c, self.dtype, "dense1")(x))
+            h = jax.checkpoint(nn.gelu)(linear(4 * c, self.dtype, "dense1")(x))
         else:
             hidden = 8 * round(c / 3)
             gate, value = jnp.split(linear(2 * hidden, self.dtype, "dense1")(x), 2, axis=-1)

@@ -318,7 +318,8 @@ def test_remat_computes_each_block_again_and_may_change_in_a_workdir():
     params = init_shapes(model, *arguments)
     assert params == init_shapes(TOLD, *arguments)
     traced = jax.make_jaxpr(lambda params: model.apply({"params": params}, *arguments))(params)
-    again = [e for e in traced.jaxpr.eqns if e.primitive.name in ("checkpoint", "remat2", "remat")]
+    checkpoints = [e for e in traced.jaxpr.eqns if e.primitive.name in ("checkpoint", "remat2")]
+    again = [e for e in checkpoints if "dot_general" in str(e)]  # a norm has no product
     assert len(again) == TOLD.depth
 
 
