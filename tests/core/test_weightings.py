@@ -193,8 +193,8 @@ def test_the_papers_closed_forms(case, law):
 
 
 def test_an_x0_network_with_the_velocitys_weight_has_jits_loss(x64):
-    """JiT's training step in its own time 1 - t: z = t x + (1 - t) e, and the mean square of (x - z)
-    / max(1 - t, 0.05) less that of the network's x."""
+    """JiT's training step in its own time 1 - t: z = t x + (1 - t) e, and the mean square of
+    (x - z) / max(1 - t, 0.05) less that of the network's x."""
     t = np.array([0.02, 0.5, 0.98])
     x0, eps, guess = np.random.default_rng(2).normal(size=(3, 3, 4))
     theirs, least = 1 - t[:, None], np.maximum(t, 0.05)[:, None]
