@@ -57,6 +57,7 @@ def describe(config: Config, workdir: pathlib.Path) -> tuple[dict[str, Any], pat
     report: dict[str, Any] = {"source": data.source.entry, "shape": list(data.shape)}
     report |= {name: values.get(name, "") for name in ("name", "folder")}
     report |= {"splits": getattr(source, "splits", {}), "entries": reports.entries(source)}
+    report["captions"] = reports.captions(source)
     report["range"] = getattr(source, "range", None)
     for name, split in (("train", data.train_split), ("eval", data.eval_split)):
         try:

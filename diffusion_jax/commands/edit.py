@@ -279,7 +279,7 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     arrays |= {"mask": job.mask} if settings.task == "inpaint" else {}
     arrays |= {"fractions": FRACTIONS} if settings.task == "interpolate" else {}
     np.savez(folder / "edits.npz", **arrays)
-    folders.write_settings(folder, sampling=config.sampling, editing=settings)
+    folders.write_settings(config, folder, sampling=config.sampling, editing=settings)
     if "errors" in done:
         errors = done["errors"]
         print(

@@ -12,6 +12,7 @@ from typing import Any
 from diffusion_jax.devices import hardware
 from diffusion_jax.evaluation import features
 from diffusion_jax.runs import editing
+from diffusion_jax.runs.citations import papers
 from diffusion_jax.runs.command_line import Given, Needs
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registries import REGISTRIES
@@ -60,10 +61,13 @@ def catalog(folder: pathlib.Path) -> str:
 
 
 def of_registry(registry: Registry) -> Iterator[str]:
-    """An entry with its first sentence, and each of its arguments, beneath it."""
+    """An entry with its first sentence and its papers, and each of its arguments, beneath it."""
     for name in registry.names():
         factory = registry.factory(name)
-        yield f"  {name:<18} {summary(factory.__doc__) if factory else 'none'}"
+        text = summary(factory.__doc__) if factory else "none"
+        if (found := papers(factory)) and not any(paper in text for paper in found):
+            text += f" ({'; '.join(found)})"
+        yield f"  {name:<18} {text}"
         for setting in settings(registry, name).values():
             default = RUN_GIVES if setting.own else shown(setting.default)
             text = f".{setting.name}={default}"

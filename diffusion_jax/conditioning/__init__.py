@@ -4,12 +4,14 @@ from diffusion_jax.conditioning.augment import augmentation
 from diffusion_jax.conditioning.conditioner import Conditioner, joined
 from diffusion_jax.conditioning.given import given, image, numbers
 from diffusion_jax.conditioning.labels import label
+from diffusion_jax.conditioning.text import Encoders, text
 from diffusion_jax.conditioning.words import words
 
 CONDITIONERS = {
     "label": label,
     "augmentation": augmentation,
     "words": words,
+    "text": text,
     "numbers": numbers,
     "image": image,
     "given": given,
@@ -18,11 +20,13 @@ CONDITIONERS = {
 __all__ = [
     "CONDITIONERS",
     "Conditioner",
+    "Encoders",
     "augmentation",
     "given",
     "image",
     "joined",
     "label",
     "numbers",
+    "text",
     "words",
 ]

@@ -69,10 +69,21 @@ def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
 
 
 class Prepared:
-    """A source whose examples have further entries, which `entries` makes of an example."""
+    """A source whose examples have further entries, which `entries` makes of an example.
 
-    def __init__(self, source: Any, entries: Callable[[Any], dict[str, Any]]):
-        self.source, self.entries = source, entries
+    notes: () -> what a user should know of these, computed where it is asked for."""
+
+    def __init__(
+        self,
+        source: Any,
+        entries: Callable[[Any], dict[str, Any]],
+        notes: Callable[[], list[str]] = list,
+    ):
+        self.source, self.entries, self.own_notes = source, entries, notes
+
+    @property
+    def notes(self) -> list[str]:
+        return [*getattr(self.source, "notes", []), *self.own_notes()]
 
     def __len__(self):
         return len(self.source)

@@ -95,7 +95,15 @@ def words(
                 known[text] = rows_of(texts.decode(example["text"]), length, rows)
             return {ENTRY: known[text]}
 
-        return Prepared(source, entries)
+        def notes():
+            every = [texts.decode(row) for row in np.unique(texts.of(source), axis=0)]
+            longer = sum(len(split(text)) > length for text in every)
+            cut = (
+                f"{longer} of {len(every)} texts have more than {length} words, of which the first"
+            )
+            return [f"{cut} are taken"] * bool(longer)
+
+        return Prepared(source, entries, notes)
 
     kinds = Kinds({NAME: Kind("bags", rows)})
     return Conditioner(kinds, (ENTRY,), train, null if dropout else None, example, prepare)

@@ -10,8 +10,10 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.settings import FREE
+from diffusion_jax.data import texts
 
 IMAGES, LABELS = ("images", "image", "arr_0"), ("labels", "label", "arr_1")
+CAPTIONS = ("text", "texts", "caption", "captions")  # arrays of strings
 HELD_OUT = 20  # every so many examples are the split "test"
 CHUNK = 2**24  # values looked at together
 
@@ -21,8 +23,8 @@ class Arrays:
 
     images: [N, H, W, C], uint8, or floats with `range`, which become float32; None where there are
     none. labels: int [N] or None; where there are images but no labels, every label is 0. chosen:
-    the numbers of the source's own examples. others: name -> [N, ...]. range: the least and the
-    largest value of float images.
+    the numbers of the source's own examples. others: name -> [N, ...]. texts: uint8 [N, 256], of
+    all of them, are the entry "text". range: the least and the largest value of float images.
     """
 
     images: Any  # an array, or None
@@ -36,11 +38,14 @@ class Arrays:
         others: Mapping[str, np.ndarray] | None = None,
         range: tuple[float, float] | None = None,
         notes: list[str] | None = None,
+        texts: np.ndarray | None = None,
     ):
         self.images, self.others = images, dict(others or {})
+        self.others |= {} if texts is None else {"text": texts}
         self.fingerprint, self.range, self.notes = fingerprint, range, list(notes or [])
         rows = len(next(a for a in (images, labels, *self.others.values()) if a is not None))
         self.chosen = np.arange(rows) if chosen is None else chosen
+        self.texts = None if texts is None else texts[self.chosen]
         self.num_classes = 0 if labels is None else int(labels.max(initial=0)) + 1
         self.labels = None
         if labels is not None:
@@ -68,7 +73,8 @@ def arrays(split: str, folder: Annotated[str, FREE] = "", range: tuple[float, ..
     The images are [N, H, W, C] or [N, H, W], of config.data.shape already: uint8, or floats, which
     stay in their own units. The labels are whole numbers from 0. Every other array of as many rows
     is yielded under its own name: floats as float32, whole numbers as int32, uint8 and bool as they
-    are. Images without a name are the first array, as ADM writes it: arr_0, and arr_1 the labels.
+    are. Strings named `text` or `captions` are the entry "text". Images without a name are the
+    first array, as ADM writes it: arr_0, and arr_1 the labels.
     Every twentieth example is "test", the others are "train"; "all" is all of it.
 
     Args:
@@ -90,13 +96,15 @@ def arrays(split: str, folder: Annotated[str, FREE] = "", range: tuple[float, ..
         count = len(first) if first.ndim else 0
     if labels is not None:
         labels = checked_labels(labels, count, path)
-    others = {}
+    others, captions, cut = {}, None, []
     for name, array in found.items():
-        if array.ndim and len(array) == count and array.dtype.kind in "biuf":
+        if name in CAPTIONS and array.dtype.kind == "U" and array.shape == (count,):
+            captions, cut = texts.encode(array.tolist()), texts.cut(array.tolist())
+        elif array.ndim and len(array) == count and array.dtype.kind in "biuf":
             others[name] = checked_other(name, array, path)
         else:
             left_out[name] = f"{array.dtype} {array.shape}"
-    if images is None and labels is None and not others:
+    if images is None and labels is None and captions is None and not others:
         raise UserError(f"{path} holds no array of numbers with a row for each example")
     own_range = image_range(images, low_high, path)
     held_out = np.arange(count) % HELD_OUT == 0
@@ -105,6 +113,7 @@ def arrays(split: str, folder: Annotated[str, FREE] = "", range: tuple[float, ..
         raise UserError(f"{path} has the splits {', '.join(parts)}, not {split!r}")
     listed = ", ".join(f"{name} ({what})" for name, what in left_out.items())
     notes = [f"left out, since they are not numbers of {count} examples: {listed}"]
+    notes = cut + (notes if left_out else [])
     stat = path.stat()
     return Arrays(
         images,
@@ -113,7 +122,8 @@ def arrays(split: str, folder: Annotated[str, FREE] = "", range: tuple[float, ..
         f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}",
         others,
         own_range,
-        notes if left_out else [],
+        notes,
+        captions,
     )
 
 

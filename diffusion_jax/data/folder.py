@@ -1,13 +1,16 @@
 """The source `folder`: image files at any depth, their labels and their splits."""
 
 import dataclasses
+import hashlib
 import pathlib
+from collections.abc import Collection
 from typing import Annotated, Literal, get_args
 
 import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.settings import FREE
+from diffusion_jax.data import captions as captioning
 from diffusion_jax.data import images
 from diffusion_jax.data.labels import empty_classes, name_labels, table_path
 from diffusion_jax.data.listing import Listing, few, kinds, listing, natural
@@ -35,7 +38,8 @@ class Folder:
     splits: dict[str, int]  # every split -> its examples
     faults: dict[str, str]  # files of the folder that cannot be read -> why
     notes: list[str]  # what a user should know
-    fingerprint: str  # of the whole folder: its place, and its files' names, sizes and times
+    fingerprint: str  # of the whole folder: its place, its files' names, sizes and times, captions
+    texts: np.ndarray | None = None  # uint8 [N, 256], where there are captions
     range: None = None  # of floats; these are bytes
 
     @property
@@ -58,7 +62,8 @@ class Folder:
                 raise UserError(
                     f"{shown(self.names[i])} in {self.root} can no longer be read: {reason(error)}"
                 ) from error
-        return {"image": image, "label": self.labels[i]}
+        example = {"image": image, "label": self.labels[i]}
+        return example if self.texts is None else example | {"text": self.texts[i]}
 
 
 def folder(
@@ -66,6 +71,7 @@ def folder(
     declared: Declared,
     folder: Annotated[str, FREE] = "",
     labels: str = "folders",
+    captions: str = "auto",
     resize: Resize = "center_crop",
     unreadable: Unreadable = "fail",
     cache: Annotated[bool, FREE] = False,
@@ -80,6 +86,9 @@ def folder(
       folder: where the images lie, at any depth.
       labels: folders, the subfolders; prefix, file names up to their first _; none; or a CSV file
         of file,label.
+      captions: auto, metadata.jsonl or metadata.csv (file_name and text) in the folder or its
+        subfolders, else .txt files beside the images; txt, those alone; none; or a CSV file of
+        file,text or a .jsonl file. An image without one has an empty text.
       resize: how images get config.data.shape; none where they have it.
       unreadable: whether files that cannot be read stop the program, or are left out.
       cache: keep the decoded images in ~/.cache/diffusion_jax/data.
@@ -104,7 +113,8 @@ def folder(
     words, label_notes = name_labels(root, names, places, labels, declared.num_classes)
     classes = sorted(set(words), key=natural)
     number = {word: i for i, word in enumerate(classes)}
-    notes += splits.notes + other_notes(root, found, labels) + label_notes
+    told = captioning.find(root, found, captions)
+    notes += splits.notes + other_notes(root, found, labels, told.files) + label_notes
     if labels == "folders" and classes:
         notes += empty_classes(found, splits.own, classes)
 
@@ -118,6 +128,11 @@ def folder(
             "there is the split 'all', too"
         )
     rows = np.array(list(kept), np.int64)[chosen]
+    known_as, texts = fingerprint(root, found.names, found.stats), None
+    if told.texts is not None:
+        texts, said = captioning.encoded([told.texts[i] for i in rows], [names[j] for j in chosen])
+        notes += said
+        known_as += hashlib.sha256("\0".join(told.texts).encode()).hexdigest()[:16]
     return Folder(
         root=root,
         names=[names[j] for j in chosen],
@@ -131,7 +146,8 @@ def folder(
         splits={name: len(part) for name, part in numbers.items()},
         faults={shown(found.names[i]): fault for i, fault in known.faults.items()},
         notes=notes,
-        fingerprint=fingerprint(root, found.names, found.stats),
+        fingerprint=known_as,
+        texts=texts,
     )
 
 
@@ -166,9 +182,12 @@ def fault_notes(root: pathlib.Path, found: Listing, known: Scan, unreadable: str
     return [f"{complaint}; they are left out"]
 
 
-def other_notes(root: pathlib.Path, found: Listing, labels: str) -> list[str]:
-    """What to say about files that are no images, but for the table of the labels."""
-    others = found.others
+def other_notes(
+    root: pathlib.Path, found: Listing, labels: str, read: Collection[str]
+) -> list[str]:
+    """What to say about files that are no images, but for the table of the labels and files that
+    captions were read from."""
+    others = [name for name in found.others if name not in read]
     if others and labels not in ("folders", "prefix", "none"):
         table = table_path(root, labels).resolve()
         others = [name for name in others if (root / name).resolve() != table]

@@ -57,9 +57,11 @@ def table_path(root: pathlib.Path, rule: str) -> pathlib.Path:
     )
 
 
-def read_table(path: pathlib.Path) -> dict[str, str]:
-    """file -> label, from a CSV of these two columns. A first line that names both `file` and
-    `label` says which is which."""
+def read_table(path: pathlib.Path, what: str = "label") -> dict[str, str]:
+    """file -> label, from a CSV of these two columns. A first line that names both `file` (or
+    `file_name`) and `label` says which is which.
+
+    what: the name of the second column, "label" or "text"; a text may be empty."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [
@@ -70,19 +72,25 @@ def read_table(path: pathlib.Path) -> dict[str, str]:
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
     head = [cell.lower() for cell in lines[0][1]] if lines else []
-    columns = (0, 1)
-    if {"file", "label"} <= set(head):
-        columns, lines = (head.index("file"), head.index("label")), lines[1:]
+    columns, width, is_text = (0, 1), 2, what == "text"
+    file = "file" if "file" in head else "file_name"
+    if {file, what} <= set(head):
+        columns, width, lines = (head.index(file), head.index(what)), len(head), lines[1:]
     table = {}
     for number, cells in lines:
-        if len(cells) <= max(columns) or not cells[columns[1]]:
+        if len(cells) <= max(columns) or not (cells[columns[1]] or is_text):
+            example = 'cat/1.png,"a cat"' if is_text else "cat/1.png,cat"
             raise UserError(
-                f"line {number} of {path} must be a file and its label, as in cat/1.png,cat"
+                f"line {number} of {path} must be a file and its {what}, as in {example}"
+            )
+        if is_text and len(cells) > width:
+            raise UserError(
+                f'line {number} of {path} has commas in its text, which needs quotes, "'
             )
         name, label = (cells[column] for column in columns)
         name = unicodedata.normalize("NFC", name).removeprefix("./")
         if table.setdefault(name, label) != label:
-            raise UserError(f"{path} gives {name} two labels: {table[name]} and {label}")
+            raise UserError(f"{path} gives {name} two {what}s: {table[name]} and {label}")
     return table
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from diffusion_jax.data import texts
 from diffusion_jax.data.spec import spec_of
 
 MEASURED = 10_000  # examples, evenly spread, whose values are measured
 LISTED = 12  # labels in the summary
+QUOTED = 5  # captions
 
 
 def label_name(source, label) -> str:
@@ -38,6 +40,18 @@ def split_report(source, split: str) -> dict:
 def entries(source) -> dict[str, list]:
     """Name -> [shape, type] of what an example has."""
     return {name: [list(shape), str(dtype)] for name, (shape, dtype) in spec_of(source).items()}
+
+
+def captions(source) -> list[str]:
+    """The captions of QUOTED examples, evenly spread; none where there are none."""
+    shape, dtype = spec_of(source).get("text", ((), None))
+    if dtype != np.uint8 or len(shape) != 1:
+        return []
+    chosen = np.linspace(0, len(source) - 1, min(QUOTED, len(source))).round().astype(int)
+    try:
+        return [texts.decode(source[int(i)]["text"]) for i in chosen]
+    except UnicodeDecodeError:
+        return []  # other bytes of this name
 
 
 def measure(source, entry: str = "image") -> dict:
@@ -97,6 +111,9 @@ def summary(report: Mapping, folder: pathlib.Path) -> str:
     lines += [f"splits: {', '.join(splits)}"] if splits else []
     if "sizes" in report:
         lines += [size_line(report["sizes"]), *value_lines(report)]
+    if report.get("captions"):
+        quoted = [f'"{text}"' for text in report["captions"]]
+        lines.append(f"captions: {', '.join(quoted)}")
     lines += [f"note: {note}" for note in report["notes"]]
     lines += [f"problem: {problem}" for problem in report["problems"]]
     return "\n".join([*lines, f"data: {folder}"])

@@ -3,9 +3,9 @@
 The usual names are "image", uint8 [H, W, C] or float32 with a `range`, and "label", an int; a
 source may yield any others. `num_classes` is the number of labels that occur, 0 where there are
 none. A source that knows more of itself says so: `range`, the (least, largest) value of its float
-images, None for bytes; its `labels` [N], `class_names`, `sizes` [N, 2], `splits` (name ->
-examples), `faults` (file -> why it is left out), `notes` and a `fingerprint`, text that is another
-where the examples are others.
+images, None for bytes; its `labels` [N], `class_names`, `sizes` [N, 2], `texts` [N, 256] (its
+captions, the entry "text"), `splits` (name -> examples), `faults` (file -> why it is left out),
+`notes` and a `fingerprint`, text that is another where the examples are others.
 
 A factory of SOURCES takes the split first; a `Declared` is given by the run, and all else is a
 setting."""
@@ -18,17 +18,26 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.settings import FREE
-from diffusion_jax.data.arrays import Arrays, arrays
+from diffusion_jax.data import texts
+from diffusion_jax.data.arrays import CAPTIONS, Arrays, arrays
+from diffusion_jax.data.emoji import emoji
 from diffusion_jax.data.folder import folder
 from diffusion_jax.data.spec import Declared, spec_of
 
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-def digits(split: str) -> Arrays:
+
+def digits(split: str, captions: bool = False) -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 grayscale (UCI, Alpaydin & Kaynak 1998), their
     0 ... 16 made 0 ... 255.
 
     The source has no split of its own: every tenth image is "test" (180), the others are "train"
-    (1,617)."""
+    (1,617).
+
+    Args:
+      captions: each digit twice, the second time black on white, with the entry text: "three",
+        "three inverted".
+    """
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
@@ -36,16 +45,24 @@ def digits(split: str) -> Arrays:
     pixels, target = load_digits(return_X_y=True)
     images = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     chosen = (np.arange(len(images)) % 10 == 0) == (split == "test")
-    return Arrays(images[chosen], target[chosen].astype(np.int32))
+    images, labels = images[chosen], target[chosen].astype(np.int32)
+    if not captions:
+        return Arrays(images, labels)
+    said = [WORDS[label] for label in labels]
+    written = texts.encode([*said, *(f"{word} inverted" for word in said)])
+    both = np.concatenate([images, 255 - images])
+    return Arrays(both, np.concatenate([labels, labels]), others={"text": written})
 
 
 class Tfds:
-    """A source over a `tfds.data_source`, read without TensorFlow."""
+    """A source over a `tfds.data_source`, read without TensorFlow. caption: the feature that holds
+    the texts, "" where there are none."""
 
     range = None  # of floats; these are bytes
 
-    def __init__(self, examples, class_names: list[str], splits: dict[str, int]):
+    def __init__(self, examples, class_names: list[str], splits: dict[str, int], caption: str = ""):
         self.examples, self.class_names, self.splits = examples, class_names, splits
+        self.caption = caption
         self.num_classes = len(class_names)
 
     def __len__(self):
@@ -55,16 +72,45 @@ class Tfds:
         example = self.examples[int(i)]
         if "image" not in example:
             return example
-        return {
+        found = {
             "image": example["image"],
             "label": np.int32(example["label"] if self.num_classes else 0),
         }
+        if self.caption:
+            found["text"] = texts.encode([first_text(example[self.caption])])[0]
+        return found
+
+
+def first_text(value: Any) -> str:
+    """The text of a feature of tfds, of several the first, "" where there is none."""
+    if isinstance(value, dict):
+        value = next((value[name] for name in CAPTIONS if name in value), "")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return first_text(value[0]) if value else ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def caption_of(features) -> str:
+    """The name of the feature that holds texts, "" where there is none of CAPTIONS."""
+    import tensorflow_datasets
+
+    kind: Any = tensorflow_datasets.features.Text
+
+    def has_text(feature):
+        inner = getattr(feature, "feature", None)
+        parts = feature.values() if hasattr(feature, "values") else [inner] if inner else []
+        return isinstance(feature, kind) or any(map(has_text, parts))
+
+    return next((name for name in CAPTIONS if name in features and has_text(features[name])), "")
 
 
 def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
     """An image data set of TensorFlow Datasets, prepared as ArrayRecord.
 
-    Where it is not prepared yet, tfds downloads and prepares it, which needs a network and
+    A feature named text or caption (of several captions the first) is the entry "text". Where the
+    set is not prepared yet, tfds downloads and prepares it, which needs a network and
     TensorFlow.
 
     Args:
@@ -87,7 +133,8 @@ def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
         features = builder.info.features
         class_names = list(features["label"].names) if "label" in features else []
         splits = {name: info.num_examples for name, info in builder.info.splits.items()}
-        return Tfds(builder.as_data_source(split=split), class_names, splits)
+        examples = builder.as_data_source(split=split)
+        return Tfds(examples, class_names, splits, caption_of(features))
     except UserError:
         raise
     except Exception as error:  # tfds raises a different class for each of a hundred causes
@@ -111,7 +158,13 @@ def prepare(builder, folder: str) -> None:
         ) from error
 
 
-SOURCES = {"digits": digits, "tfds": tfds, "folder": folder, "arrays": arrays}
+SOURCES = {
+    "digits": digits,
+    "emoji": emoji,
+    "tfds": tfds,
+    "folder": folder,
+    "arrays": arrays,
+}
 
 
 def check(source, declared: Declared, split: str, called: str, entry: str = "image") -> None:

@@ -18,6 +18,12 @@ def encode(texts: Sequence[str], length: int = LENGTH) -> np.ndarray:
     return rows
 
 
+def cut(texts: Sequence[str], length: int = LENGTH) -> list[str]:
+    """What to say about texts that `encode` cuts; nothing where it cuts none."""
+    count = sum(len(text.encode()) > length for text in texts)
+    return [f"{count} of {len(texts)} captions are cut at {length} bytes"] if count else []
+
+
 def decode(row: np.ndarray) -> str:
     """The text of a row [length] of `encode`."""
     return bytes(np.asarray(row, np.uint8)).rstrip(b"\0").decode()
@@ -26,4 +32,6 @@ def decode(row: np.ndarray) -> str:
 def of(source) -> np.ndarray:
     """The texts of all examples of a source, uint8 [N, length]: its `texts` where it has them."""
     known = getattr(source, "texts", None)
+    if known is None and getattr(source, "others", None):
+        known = source.others["text"][source.chosen]
     return np.stack([source[i]["text"] for i in range(len(source))]) if known is None else known

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 DARK = 32  # of 0 ... 255, between the images of a grid
 
@@ -54,6 +54,33 @@ def enlarge(picture: np.ndarray, least: int = 400) -> np.ndarray:
     `least` pixels wide."""
     times = max(1, round(least / max(picture.shape[:2])))
     return picture.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def labelled(images: np.ndarray, captions: list[str], least: int = 64) -> np.ndarray:
+    """uint8 [N, H, W, C] -> one picture with a row of images for each caption, which stands beside
+    it; rows lie in as many columns as make the picture near square.
+
+    captions: one an image. least: height of an image in the picture, about, in pixels."""
+    times = max(1, round(least / images.shape[1]))
+    images = images.repeat(times, axis=1).repeat(times, axis=2)
+    images = images[..., :3] if images.shape[-1] >= 3 else images[..., :1].repeat(3, axis=-1)
+    of: dict[str, list[int]] = {}
+    for i, caption in enumerate(captions):
+        of.setdefault(caption, []).append(i)
+    columns = max(map(len, of.values()))
+    font = ImageFont.load_default(size=14)
+    width = 12 + int(max(font.getlength(caption) for caption in of))
+    rows = []
+    for caption, chosen in of.items():
+        missing = np.full((columns - len(chosen), *images.shape[1:]), DARK, np.uint8)
+        strip = tile(np.concatenate([images[chosen], missing]), 1)
+        text = Image.new("RGB", (width, strip.shape[0]), (DARK, DARK, DARK))
+        draw = ImageDraw.Draw(text)
+        draw.text((6, strip.shape[0] // 2), caption, "white", font, anchor="lm")
+        rows.append(np.concatenate([strip, np.asarray(text)], axis=1))
+    height, width = rows[0].shape[:2]
+    across = max(1, round((len(rows) * height / width) ** 0.5))
+    return tile_by_rows(np.stack(rows), across, pad=0)
 
 
 def save(path: pathlib.Path, picture: np.ndarray) -> None:

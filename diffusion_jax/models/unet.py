@@ -203,7 +203,8 @@ def unet(
     context: int = 256,
     context_depth: int = 1,
 ) -> UNet:
-    """The U-Net of DDPM, Improved DDPM and ADM, for images of height, width and channels.
+    """The U-Net of DDPM, Improved DDPM and ADM, for images of height, width and channels (Ho et al.
+    2020; Nichol & Dhariwal 2021; Dhariwal & Nichol 2021).
 
     Args:
       channels: channels of the first level.

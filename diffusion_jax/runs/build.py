@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from diffusion_jax.codecs import Codec
-from diffusion_jax.conditioning import Conditioner, joined
+from diffusion_jax.conditioning import Conditioner, Encoders, joined
 from diffusion_jax.core import grids, schedules, timesteps
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import (
@@ -29,6 +29,7 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.spec import Declared, Spec, spec_of
 from diffusion_jax.modalities import Modality
 from diffusion_jax.models.precision import Precisions, cast, recorded
+from diffusion_jax.models.text import ENCODERS
 from diffusion_jax.objectives import Objective, Problem
 from diffusion_jax.runs.checks import (
     check_clippable,
@@ -196,7 +197,7 @@ def declared(config: Config) -> Declared:
 
 def data_nouns(config: Config, source: Any = None) -> dict[Any, Any]:
     """What factories are given of the data. source: the run's, where it is at hand."""
-    nouns: dict[Any, Any] = {Declared: declared(config)}
+    nouns: dict[Any, Any] = {Declared: declared(config), Encoders: ENCODERS}
     if any(needs(one, Spec) for one in (config.codec, *config.conditioning)):
         source = raw_source(config, config.data.train_split) if source is None else source
         nouns[Spec] = Spec(

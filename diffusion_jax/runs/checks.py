@@ -34,6 +34,8 @@ def check_together(config: Config) -> None:
         )
     if sampling.guidance:
         check_can_guide(config)
+    elif sampling.negative:
+        raise UserError("config.sampling.negative needs guidance: config.sampling.guidance is 0")
     elif sampling.guide.entry == "autoguidance":
         raise UserError("config.sampling.guide=autoguidance guides by the weight "
                         "config.sampling.guidance, which is 0")  # fmt: skip
@@ -67,7 +69,8 @@ def check_can_guide(config: Config) -> None:
     drops = any(one.values().get("dropout") for one in config.conditioning)
     if config.sampling.guide.entry != "autoguidance" and not drops:
         raise UserError(
-            "config.sampling.guidance needs a run trained with conditioning.label.dropout above 0, "
+            "config.sampling.guidance needs a run trained with a condition whose dropout is above "
+            "0, as config.conditioning.label.dropout=0.1, "
             "or a weaker one: config.sampling.guide=autoguidance with "
             "config.sampling.guide.weak=WORKDIR"
         )

@@ -22,10 +22,10 @@ COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
 
 
 class Flag(NamedTuple):
-    """A flag of a command. default: its type is the flag's: text, a whole number, or true and
-    false."""
+    """A flag of a command. default: its type is the flag's: text, a whole number, true and false,
+    or () for texts, one each time that the flag is given."""
 
-    default: str | int | bool
+    default: str | int | bool | tuple
     text: str  # what it is, for `--help`
     required: str = ""  # the end of "--NAME is missing: " where it must be given
 
@@ -105,12 +105,15 @@ def words_of(argv: list[str], flags: Mapping[str, Flag]) -> dict[str, str]:
                     raise UserError(f"--{name} needs a value, as in --{name}=VALUE")
             else:
                 text = words.pop(0)
-        found[name] = text
+        several = name in flags and flags[name].default == ()
+        found[name] = f"{found[name]}\n{text}" if several and name in found else text
     return found
 
 
 def value_of(name: str, flag: Flag, text: str) -> Any:
-    """What a flag's text stands for."""
+    """What a flag's text stands for; of one that is given several times, a line each."""
+    if isinstance(flag.default, tuple):
+        return tuple(text.split("\n"))
     if isinstance(flag.default, bool):
         if text.lower() not in ("true", "false", "1", "0"):
             raise UserError(f"--{name} must be true or false, not {text!r}")
@@ -131,7 +134,7 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
     flags = own if needs.nothing else common | own
     texts = words_of(argv, flags)
     settings = {n.removeprefix("config."): t for n, t in texts.items() if n.startswith("config.")}
-    values = {name: value_of(name, flag, texts.get(name, str(flag.default)))
+    values = {name: value_of(name, flag, texts[name]) if name in texts else flag.default
               for name, flag in own.items()}  # fmt: skip
     if needs.nothing:
         return Given(pathlib.Path(), Config(), values)

@@ -126,6 +126,10 @@ class Sampling(Group):
     seed: int = setting(0, "sample i depends on this and on i alone", least=0, below=2**32)
     ema: bool = setting(True, "sample with the averaged parameters; False: with the raw ones")
     label: int = setting(-1, "the class to draw; -1 for all in turn")
+    prompts: tuple[str, ...] = setting(
+        (), "texts that samples are asked for, in turn; empty takes the held-out examples'"
+    )
+    negative: str = setting("", "the text that guidance leads away from; empty for no text")
     gif: bool = setting(False, "write the reverse process of the first samples as a GIF, too")
     predicted: bool = setting(
         False, "in the GIF and the strip show the x0 predicted at every level in place of x"

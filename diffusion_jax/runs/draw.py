@@ -13,7 +13,7 @@ from diffusion_jax import samplers
 from diffusion_jax.core import noise
 from diffusion_jax.core.noise import fold_in, initial_noise
 from diffusion_jax.core.types import Denoiser, Level, PyTree, Sampler
-from diffusion_jax.data import pipeline
+from diffusion_jax.data import pipeline, texts
 from diffusion_jax.denoisers import (
     NetworkDenoiser,
     classifier_free,
@@ -21,10 +21,12 @@ from diffusion_jax.denoisers import (
     dynamic_threshold,
     make_denoiser,
 )
+from diffusion_jax.denoisers import combined as weighted_sum
 from diffusion_jax.devices.parallel import Started, equal_batches, map_examples, precision
 from diffusion_jax.runs.build import Parts, load_source
 from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.prompts import TEXT, Composed, Prompts, composed
 from diffusion_jax.samplers.cached import cached
 
 # The longest step, as a ratio of sigma / alpha, after which a sampler errs: from there the digits
@@ -68,19 +70,21 @@ def labels(config: Config, index: np.ndarray) -> np.ndarray:
     return index % config.data.num_classes if label < 0 else np.full_like(index, label)
 
 
-def make_asked(config: Config, parts: Parts) -> Callable:
+def make_asked(config: Config, parts: Parts, prompts: Prompts | None = None) -> Callable:
     """asked(index [n]) -> the entries of a batch by which sample number index[j] is conditioned.
 
-    Labels are as `labels` says. What else the network is told is that of the held-out example of
-    the same number, round and round, and so is its label where none is asked for."""
-    others = [name for name in parts.conditioner.reads if name != "label"]
+    Labels are as `labels` says, texts those of the prompts, where there are any. What else the
+    network is told is that of the held-out example of the same number, round and round, and so is
+    its label where none is asked for."""
+    of_prompts = set(prompts.entries) if prompts else set()
+    others = [name for name in parts.conditioner.reads if name not in {"label", *of_prompts}]
     source = load_source(config, config.data.eval_split) if others else None
 
     def asked(index: np.ndarray) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, np.ndarray] = prompts.asked(index) if prompts else {}
         if source is not None:
             examples = pipeline.examples(source, index % len(source))
-            found = {name: examples[name] for name in others}
+            found |= {name: examples[name] for name in others}
             if config.sampling.label < 0 and "label" in parts.conditioner.reads:
                 found["label"] = examples["label"]
         if "label" in parts.conditioner.reads and "label" not in found:
@@ -90,20 +94,46 @@ def make_asked(config: Config, parts: Parts) -> Callable:
     return asked
 
 
+def captions(config: Config, parts: Parts, count: int) -> list[str]:
+    """The texts that samples 0 ... count - 1 are asked for; none where the network is told none."""
+    if TEXT not in parts.conditioner.kinds or parts.conditioner.prepare is None:
+        return []
+    if asked := config.sampling.prompts:
+        return [asked[i % len(asked)] for i in range(count)]
+    source = load_source(config, config.data.eval_split)
+    return [texts.decode(source[i % len(source)][TEXT]) for i in range(count)]
+
+
+def prompt_notes(config: Config, parts: Parts) -> list[str]:
+    """What a user should know of the prompts, such as that one is cut."""
+    return Prompts(config, parts).notes if config.sampling.prompts else []
+
+
 def branches(
-    config: Config, parts: Parts, params: PyTree, cond: Any = None, weak: PyTree = None
-) -> tuple[NetworkDenoiser, NetworkDenoiser]:
-    """(the run's denoiser for `cond`, the one that guidance leads away from: of `weak`, else told
-    nothing)."""
+    config: Config,
+    parts: Parts,
+    params: PyTree,
+    cond: Any = None,
+    weak: PyTree = None,
+    more: Composed | None = None,
+) -> tuple[Denoiser, NetworkDenoiser]:
+    """(the run's denoiser for `cond` and `more`, the one that guidance leads away from: of `weak`,
+    else told nothing or the negative prompt)."""
     check_can_guide(config)
     if bool(parts.guide.weak) != (weak is not None):
         raise ValueError("sampling.guide.weak goes with its parameters: give both or neither")
-    conditional = make_denoiser(parts.apply_fn, params, parts.parameterization, cond)
+    of = lambda params, cond: make_denoiser(parts.apply_fn, params, parts.parameterization, cond)
+    conditional: Denoiser = of(params, cond)
     if weak is not None:
-        return conditional, make_denoiser(parts.apply_fn, weak, parts.parameterization, cond)
+        return conditional, of(weak, cond)
+    if more is not None and more.others:
+        every = [conditional, *(of(params, other) for other in more.others)]
+        conditional = weighted_sum(every, tuple(jnp.moveaxis(more.shares, 1, 0)))
     assert parts.conditioner.null is not None
-    nothing = parts.conditioner.null(cond)
-    return conditional, make_denoiser(parts.apply_fn, params, parts.parameterization, nothing)
+    nothing = dict(parts.conditioner.null(cond))
+    if more is not None and more.away is not None:
+        nothing[TEXT] = more.away[TEXT]
+    return conditional, of(params, nothing)
 
 
 def limited(config: Config, parts: Parts, denoiser: Denoiser) -> Denoiser:
@@ -131,18 +161,27 @@ def make_run_denoiser(
     cond: Any = None,
     w: Any = None,
     weak: PyTree = None,
+    more: Composed | None = None,
 ) -> Denoiser:
     """The denoiser that a run draws with: its network's, guided and limited as config.sampling
     says.
 
     For within a jit. cond: what the network is told, of B examples. w: guidance's weight, scalar or
     [B], may be traced; None for no guidance. weak: the parameters of sampling.guide.weak, from
-    `runs.open.weak_params`. UserError where the run cannot be guided.
+    `runs.open.weak_params`. more: further texts and a negative one, which need a w. UserError where
+    the run cannot be guided.
     """
     if w is None:
         denoiser = make_denoiser(parts.apply_fn, params, parts.parameterization, cond)
         return limited(config, parts, denoiser)
-    return combined(config, parts, *branches(config, parts, params, cond, weak), w)
+    w = strength(w, more)
+    return combined(config, parts, *branches(config, parts, params, cond, weak, more), w)
+
+
+def strength(w: Any, more: Composed | None) -> Any:
+    """Guidance's weight of the mean of all texts: eps = eps_u + (1 + w) sum_i w_i (eps_i - eps_u)
+    (Liu et al. 2022, eq. 11)."""
+    return w if more is None else (1.0 + w) * more.total - 1.0
 
 
 def make_run_sampler(
@@ -152,6 +191,7 @@ def make_run_sampler(
     cond: Any = None,
     w: Any = None,
     weak: PyTree = None,
+    more: Composed | None = None,
 ) -> Sampler:
     """The run's sampler; with guidance, one that evaluates the other branch every guide.every
     steps.
@@ -160,7 +200,8 @@ def make_run_sampler(
     """
     if w is None or parts.guide.every == 1:
         return parts.sampler
-    conditional, other = branches(config, parts, params, cond, weak)
+    conditional, other = branches(config, parts, params, cond, weak, more)
+    w = strength(w, more)
     build = lambda stand_in: combined(config, parts, conditional, stand_in, w)
     between: Any = parts.guide.interval
     return cached(parts.sampler, other, build, parts.guide.every, between)
@@ -188,14 +229,16 @@ def make_generate(
     examples first).
     """
     sampling, shape = config.sampling, tuple(parts.codec.shape)
-    asked = make_asked(config, parts)
+    prompts = Prompts(config, parts) if sampling.prompts else None
+    asked = make_asked(config, parts, prompts)
 
     def draw(all_params, examples):
         params, weak = (parts.cast(one) for one in all_params)
         key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
         keys = jax.vmap(key)(examples["seed"], examples["index"])
         cond = told(parts, examples["asked"])
-        run = (config, parts, params, cond, examples.get("w"), weak)
+        more = composed(parts, examples["asked"], examples.get("beside"))
+        run = (config, parts, params, cond, examples.get("w"), weak, more)
         denoiser, sampler = make_run_denoiser(*run), make_run_sampler(*run)
         first = jax.tree.map(lambda a: a[0], parts.grid)
         x_init = initial_noise(fold_in(keys, 0), shape, first)
@@ -216,8 +259,9 @@ def make_generate(
         numbers = every(sampling.seed if seed is None else seed, np.uint32)
         examples = {"index": index, "seed": numbers, "asked": asked(index)}
         weight = every(sampling.guidance if w is None else w, np.float32)
-        if weight.any():
-            examples["w"] = weight
+        beside = prompts.beside(index) if prompts else {}
+        if weight.any() or beside:
+            examples |= {"w": weight, "beside": beside}
         with precision(config.model.values().get("dtype")):
             return mapped.start((params, weak), examples)
 

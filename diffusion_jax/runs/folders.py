@@ -10,8 +10,9 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import write_text
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs.build import Parts, declared
+from diffusion_jax.runs.citations import citations
 from diffusion_jax.runs.config import Config
-from diffusion_jax.runs.draw import classes, make_asked
+from diffusion_jax.runs.draw import captions, classes, make_asked
 from diffusion_jax.runs.settings import as_values
 
 PICTURED = 10  # samples whose reverse process is shown
@@ -36,6 +37,8 @@ def sample_labels(config: Config, parts: Parts, count: int) -> np.ndarray | None
 
 def preview(config: Config, parts: Parts, data: np.ndarray) -> np.ndarray | None:
     """One picture, uint8 [H, W, C], of samples; None where there is none of such data."""
+    if parts.modality.entry == "image" and (asked := captions(config, parts, len(data))):
+        return pictures.labelled(pictures.shown(data, declared(config).range), asked)
     in_turn = config.sampling.label < 0 and set(parts.conditioner.reads) == {"label"}
     by_class = classes(config) if in_turn else 0
     return parts.modality.preview(data, by_class, declared(config).range)
@@ -47,9 +50,11 @@ def save_samples(config: Config, parts: Parts, folder: pathlib.Path, data: np.nd
     parts.modality.save(folder, data, labels, declared(config).range)
 
 
-def write_settings(folder: pathlib.Path, **groups: Any) -> None:
-    """folder/settings.json: the groups of settings by which its pictures were made."""
+def write_settings(config: Config, folder: pathlib.Path, **groups: Any) -> None:
+    """folder/settings.json: the groups of settings by which its pictures were made, and `papers`,
+    those of the methods of the run."""
     values = {name: as_values(group) for name, group in groups.items()}
+    values |= {"papers": citations(config)}
     write_text(folder / "settings.json", json.dumps(values, indent=2))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.conditioning import augmentation, given, joined, label
+from diffusion_jax.conditioning import augmentation, given, image, joined, label, numbers
 from diffusion_jax.core.noise import example_keys, normal
 from diffusion_jax.core.types import Kind
 from diffusion_jax.data.spec import Declared, Spec
@@ -107,6 +107,41 @@ def test_of_nothing_values_and_mask_are_zeros_of_the_same_tree():
 def test_an_entry_that_the_data_lack_is_named():
     with pytest.raises(ValueError, match="no entry 'caption'; they have image, text"):
         given(SPEC, "caption")
+
+
+# Numbers and images
+
+
+@pytest.mark.parametrize(
+    "factory, kind",
+    [(numbers, Kind("vector", 7)), (image, Kind("image", 4))],
+)
+def test_numbers_and_images_are_told_with_whether_they_are_known(factory, kind):
+    shape = (3, 2) if factory is numbers else (2, 2, 3)
+    conditioner = factory(Spec((("it", (shape, "float32")),)), "it", dropout=SHARE)
+    assert conditioner.kinds == {"it": kind}
+    batch = {"it": np.random.default_rng(0).uniform(1, 254, (SIZE, *shape)).astype("f")}
+    values = told(conditioner, KEYS, batch)["it"]
+    keep = values[..., -1].reshape(SIZE, -1)[:, :1]
+    assert set(np.unique(keep)) == {0.0, 1.0}
+    assert abs((keep == 0).mean() - SHARE) < 4 * np.sqrt(SHARE * (1 - SHARE) / SIZE)
+    known = batch["it"] if factory is numbers else batch["it"] / 127.5 - 1
+    flat = values[..., :-1].reshape(SIZE, -1)
+    np.testing.assert_allclose(flat, keep * known.reshape(SIZE, -1), atol=1e-5)
+    all_told = conditioner.train(None, batch)[1]
+    np.testing.assert_array_equal(all_told["it"][..., -1], 1)
+    # nothing, in guidance, is what training's nothing was
+    nothing = np.asarray(conditioner.null(all_told)["it"])
+    dropped = keep[:, 0] == 0
+    np.testing.assert_array_equal(nothing[dropped], values[dropped])
+    assert jax.tree.map(jnp.shape, conditioner.example(2)) == {"it": (2, *values.shape[1:])}
+
+
+def test_an_image_that_is_told_has_height_width_and_channels():
+    with pytest.raises(ValueError, match="must be images"):
+        image(SPEC, "text")
+    with pytest.raises(ValueError, match="low must be below high"):
+        image(SPEC, "image", 3.0, 3.0)
 
 
 # Several

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.core.types import Kind
+from diffusion_jax.core.types import Kind, Kinds
+from diffusion_jax.models.layers import ContextBlock
 from diffusion_jax.models.registry import MODELS
 
 KINDS = {"label": Kind("index", 4), "angle": Kind("vector", 3)}
@@ -109,9 +110,86 @@ def test_t_is_one_number_an_example(name):
         assert refusal(apply, model, params, None, t) == wanted
 
 
-@both
-@pytest.mark.parametrize("how", ["sequence", "image"])
+@pytest.mark.parametrize("name, how", [("mlp", "sequence"), ("mlp", "image"), ("unet", "given")])
 def test_conditions_of_another_kind_are_refused(name, how):
-    message = f"the {name} takes conditions that are an index or a vector; 'text' is of the kind"
-    with pytest.raises(ValueError, match=re.escape(f"{message} {how!r}")):
-        network(name, {"text": Kind(how, 8)})
+    message = f"the {name} takes conditions of the kinds index.*; 'text' is of the kind '{how}'"
+    with pytest.raises(ValueError, match=message):
+        network(name, {"text": Kind(how, 3)})
+
+
+# Sequences and images, in networks that attend to a context
+
+SEQUENCES = {"text": Kind("sequence", 5), "words": Kind("bags", 50), "low": Kind("image", 2)}
+RNG = np.random.default_rng(3)
+TOLD = {
+    "text": (RNG.standard_normal((2, 3, 5), np.float32), np.array([[1, 1, 0], [1, 0, 0]], "f")),
+    "words": (RNG.integers(1, 50, (2, 4, 6)), np.array([[1, 1, 1, 0], [1, 1, 0, 0]], "f")),
+    "low": RNG.standard_normal((2, 4, 4, 2), np.float32),
+}
+
+
+@pytest.fixture(scope="module")
+def attending():
+    model = MODELS["unet"](X.shape[1:], Kinds(SEQUENCES), **SETTINGS["unet"], context=16)
+    return model, random_params(model, TOLD)
+
+
+def test_what_is_under_the_mask_changes_nothing_and_what_is_not_does(attending):
+    model, params = attending
+    plain = np.asarray(apply(model, params, TOLD))
+    for name, dirt in (("text", 1e3), ("words", 7)):
+        values, keep = TOLD[name]
+        other = np.where(keep.reshape(*keep.shape, 1) > 0, values, dirt).astype(values.dtype)
+        assert (other != values).any()
+        np.testing.assert_array_equal(apply(model, params, TOLD | {name: (other, keep)}), plain)
+        swapped = values.copy()
+        swapped[:, [0, 1]] = swapped[:, [1, 0]]
+        assert abs(apply(model, params, TOLD | {name: (swapped, keep)}) - plain).max() > 1e-3
+        nothing = apply(model, params, TOLD | {name: (values, 0 * keep)})
+        assert np.isfinite(nothing).all() and abs(nothing - plain).max() > 1e-3
+
+
+def test_rows_of_a_bag_are_a_set(attending):
+    model, params = attending
+    rows, keep = TOLD["words"]
+    turned = TOLD | {"words": (rows[:, :, ::-1], keep)}
+    np.testing.assert_allclose(
+        apply(model, params, turned), apply(model, params, TOLD), rtol=1e-4, atol=1e-5
+    )
+    # row 0 is none: a bag with it is that without
+    padded = np.concatenate([rows, np.zeros((2, 4, 3), int)], axis=2)
+    np.testing.assert_allclose(
+        apply(model, params, TOLD | {"words": (padded, keep)}),
+        apply(model, params, TOLD),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_an_image_lies_beside_x(attending):
+    model, params = attending
+    assert params["conv_in"]["kernel"].shape[2] == 3
+    moved = TOLD | {"low": TOLD["low"] + 1}
+    assert abs(apply(model, params, moved) - apply(model, params, TOLD)).max() > 1e-3
+    small = TOLD | {"low": TOLD["low"][:, :2]}
+    with pytest.raises(ValueError, match=re.escape("must be as large as x, (4, 4), not (2, 4)")):
+        apply(model, params, small)
+
+
+def test_sequences_and_images_must_be_told(attending):
+    model, params = attending
+    for name in TOLD:
+        rest = {key: value for key, value in TOLD.items() if key != name}
+        with pytest.raises(ValueError, match=f"cond lacks '{name}'"):
+            apply(model, params, rest)
+    with pytest.raises(ValueError, match="cond has 'sound', which this network does not know"):
+        apply(model, params, TOLD | {"sound": X})
+
+
+def test_a_context_changes_nothing_at_first():
+    """And so a trained network is as it was when a text is added."""
+    x = RNG.standard_normal((2, 4, 4, 8), np.float32)
+    tokens, keep = RNG.standard_normal((2, 3, 16), np.float32), np.ones((2, 3), np.float32)
+    block = ContextBlock(heads=2)
+    params = block.init(jax.random.key(0), x, tokens, keep)
+    np.testing.assert_array_equal(block.apply(params, x, tokens, keep), x)

@@ -81,6 +81,20 @@ def test_softmax_is_float32_where_the_products_are_bfloat16():
         close(form(q, k, v), np.ones((1, 1, 1, 8)), 2**-8)
 
 
+def test_masked_attention_is_attention_to_the_keys_that_are_there():
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.standard_normal((3, n, 2, 4)).astype("f") for n in (5, 6, 6))
+    keep = np.array([[1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0] * 6], np.float32)
+    found = attention.masked_attention(q, k, v, keep)
+    for i in range(2):
+        there = keep[i] > 0
+        own = softmax_attention(*(a[i : i + 1] for a in (q, k[:, there], v[:, there])))
+        np.testing.assert_allclose(found[i : i + 1], own, atol=1e-5)
+    np.testing.assert_array_equal(found[2], 0)
+    gradients = jax.grad(lambda *a: jnp.sum(attention.masked_attention(*a, keep) ** 2), (0, 1, 2))
+    assert all(np.isfinite(a).all() for a in gradients(q, 100 * k, v))
+
+
 @pytest.mark.parametrize("form", ATTENTIONS, ids=lambda form: form.__name__)
 def test_attention_stays_finite_for_large_logits(form):
     q, k, v = 1e3 * normal(1, 4, 1, 8), 1e3 * normal(1, 4, 1, 8), normal(1, 4, 1, 8)

@@ -161,7 +161,7 @@ def previous(schedule: Schedule, level: Level) -> Level:
 
 @component
 def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """DDPM's schedule, `linear_betas` as a table.
+    """DDPM's schedule, `linear_betas` as a table (Ho et al. 2020, section 4).
 
     Args:
       num_steps: T, the number of steps of the table, at least 1.
@@ -173,7 +173,7 @@ def linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.
 
 @component
 def cosine(num_steps: int = 1000, s: float = 0.008) -> Schedule:
-    """Improved DDPM's schedule, `cosine_betas` as a table.
+    """Improved DDPM's schedule, `cosine_betas` as a table (Nichol & Dhariwal 2021, eq. 17).
 
     Args:
       num_steps: T, the number of steps of the table, at least 1.
@@ -186,7 +186,7 @@ def cosine(num_steps: int = 1000, s: float = 0.008) -> Schedule:
 def sigmoid(
     num_steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0
 ) -> Schedule:
-    """Jabri et al.'s schedule, `sigmoid_betas` as a table.
+    """Jabri et al.'s schedule, `sigmoid_betas` as a table (Jabri et al. 2022).
 
     Args:
       num_steps: T, the number of steps of the table, at least 1.

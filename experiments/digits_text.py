@@ -1,0 +1,22 @@
+"""The digits by two words, "three" and "three inverted": text to image in its smallest form.
+
+Command:   python main.py --workdir runs/digits_text --config experiments/digits_text.py
+           python main.py sample --workdir runs/digits_text --prompt "three inverted"
+Hardware:  a laptop's CPU
+"""
+
+from diffusion_jax.runs.config import Config, use
+from experiments import digits
+
+
+def get_config() -> Config:
+    config = digits.get_config()
+    config.data.source = use("digits", captions=True)
+    config.conditioning = use("words", length=4, rows=512, dropout=0.1)
+    config.model.context = 64
+    config.training.num_steps = 1500
+    config.sampling.guidance = 1.0
+    config.sampling.prompts = tuple(
+        f"{word}{how}" for how in ("", " inverted") for word in ("zero", "three", "four", "nine")
+    )
+    return config
