@@ -38,7 +38,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x, scale=None, shift=None):
-        if scale is None:
+        if scale is None or shift is None:
             own = self.param("scale", ones, x.shape[-1:], jnp.float32)
             layer = self.kind == "layer"
             bias = self.param("bias", zeros, x.shape[-1:], jnp.float32) if layer else 0.0
