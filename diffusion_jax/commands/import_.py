@@ -1,4 +1,4 @@
-"""Makes a run of the weights of an Improved DDPM or ADM checkpoint.
+"""Makes a run of the weights of an Improved DDPM, ADM or DiT checkpoint.
 
 python main.py import --workdir DIR --config experiments/NAME.py --weights FILE
 """
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from diffusion_jax.core import noise
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
-from diffusion_jax.interop.files import read_checkpoint
-from diffusion_jax.interop.state_dicts import from_torch_names, infer_model
-from diffusion_jax.runs.build import build
+from diffusion_jax.core.types import PyTree
+from diffusion_jax.interop import dit_names, state_dicts
+from diffusion_jax.interop.files import Tensors, read_checkpoint
+from diffusion_jax.models.dit import DiT
+from diffusion_jax.runs.build import Parts, build
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.settings import copy, to_json
@@ -22,7 +24,7 @@ from diffusion_jax.training.checkpoint import Checkpoints
 
 FLAGS = {
     "weights": Flag("", "a file of weights, .pt or .safetensors", "the file of the weights"),
-    "new_attention_order": Flag(False, "q, k and v outermost in its attention"),
+    "new_attention_order": Flag(False, "q, k and v outermost in a U-Net's attention"),
 }
 NEEDS = Needs(config=True)
 
@@ -57,20 +59,24 @@ def import_weights(
         raise UserError(
             f"config.data.shape must be height, width and channels, not {config.data.shape}"
         )
-    if config.model.entry != "unet":
-        raise UserError(f"these are the weights of a U-Net: config.model must be unet, "
-                        f"not {config.model.entry}")  # fmt: skip
+    if config.model.entry not in ("unet", "dit"):
+        raise UserError(
+            "these are the weights of a U-Net or of a DiT: config.model must be unet or dit, not "
+            f"{config.model.entry}"
+        )
     config, tensors = copy(config), read_checkpoint(path)
-    settings, channels, num_classes = infer_model(tensors, config.data.shape[0])
+    if config.model.entry == "unet":
+        found = state_dicts.infer_model(tensors, config.data.shape[0])
+    else:
+        found = dit_names.infer_model(tensors)
+    settings, channels, num_classes = found
     dropped = any(one.entry == "label" and one.dropout for one in config.conditioning)
     config.data.num_classes = num_classes - (num_classes > 0 and dropped)
     config.data.shape = (*config.data.shape[:2], channels)
     for name, value in settings.items():
         setattr(config.model, name, value)
     parts = build(config)
-    like, unet = jax.eval_shape(parts.init_params, jax.random.key(0)), parts.apply_fn.module
-    params = from_torch_names(tensors, like, unet, new_attention_order)  # pyright: ignore[reportArgumentType]
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.tree.map(jnp.asarray, named(tensors, parts, new_attention_order))
 
     make_folder(workdir)
     checkpoints = Checkpoints(workdir, config.training.keep_checkpoints)
@@ -83,13 +89,24 @@ def import_weights(
     return config
 
 
+def named(tensors: Tensors, parts: Parts, new_attention_order: bool) -> PyTree:
+    """The parameters of a run's network by the names of its kind of weights."""
+    like, network = jax.eval_shape(parts.init_params, jax.random.key(0)), parts.apply_fn.module
+    if isinstance(network, DiT):
+        return dit_names.from_names(tensors, like, network, *parts.codec.shape[:2])
+    return state_dicts.from_torch_names(tensors, like, network, new_attention_order)  # pyright: ignore[reportArgumentType]
+
+
 def on_trust(config: Config, workdir: pathlib.Path) -> str:
     """What no check of an imported run can tell: a wrong number of heads gives noise, not an
     error."""
     model, diffusion = config.model, config.diffusion
-    own = "head_channels" if model.head_channels else "heads"
+    if "head_channels" in model.values() and model.head_channels:
+        heads = f"head_channels={model.head_channels}"
+    else:
+        heads = f"heads={build(config).apply_fn.module.heads}"  # pyright: ignore[reportAttributeAccessIssue]
     return (
-        f"imported to {workdir}; taken on trust: {own}={getattr(model, own)}, "
-        f"time_scale={model.time_scale:g}, schedule={diffusion.schedule}, "
-        f"prediction={diffusion.prediction}, shape={config.data.shape}"
+        f"imported to {workdir}; taken on trust: {heads}, time_scale={model.time_scale:g}, "
+        f"schedule={diffusion.schedule}, prediction={diffusion.prediction}, "
+        f"shape={config.data.shape}"
     )

@@ -8,7 +8,7 @@ error of the target by 1 (Ho et al. 2020's L_simple with eps)."""
 import jax.numpy as jnp
 
 from diffusion_jax.core.components import component
-from diffusion_jax.core.settings import above, at_least
+from diffusion_jax.core.settings import above, at_least, inside
 from diffusion_jax.core.types import Level, Weighting
 
 
@@ -33,6 +33,22 @@ def x0() -> Weighting:
 def v() -> Weighting:
     """snr + 1, which is 1 for the error of v (Salimans & Ho 2022, section 4, "SNR+1")."""
     return lambda level: snr(level) + 1.0
+
+
+@component
+def flow(least: float = 0.0) -> Weighting:
+    """(sqrt(snr) + 1)^2, which is 1 for the error of the straight path's velocity eps - x0: with a
+    network that predicts x0 it is JiT's loss (Li & He 2025).
+
+    At a given x, an error of 1 in x0 is one of -alpha / sigma in eps, hence one of -(alpha + sigma)
+    / sigma in the velocity; on rectified flow, of -1 / t.
+
+    Args:
+      least: what sigma / (alpha + sigma), the t of rectified flow, is at least taken for, at least
+        0 and at most 1; JiT's is 0.05.
+    """
+    inside(0, 1, least=least)
+    return lambda level: 1.0 / jnp.maximum(level.sigma / (level.alpha + level.sigma), least) ** 2
 
 
 @component
@@ -85,6 +101,7 @@ WEIGHTINGS = {
     "simple": simple,
     "x0": x0,
     "v": v,
+    "flow": flow,
     "truncated_snr": truncated_snr,
     "min_snr": min_snr,
     "p2": p2,

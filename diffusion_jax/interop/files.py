@@ -1,8 +1,10 @@
 """Files of weights, {name: float32 array}: reading them, writing them, and their fingerprint."""
 
 import hashlib
+import operator
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -75,6 +77,33 @@ def check_writable(path: pathlib.Path) -> None:
         raise UserError(f"{path} must end in .safetensors")
     if path.exists():
         raise UserError(f"{path} exists; choose another name")
+
+
+def check_fit(
+    tensors: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    alike: Callable[[tuple, tuple], bool] = operator.eq,
+) -> None:
+    """Raises UserError naming tensors that are missing, unexpected or of another shape.
+
+    alike: whether a tensor's shape may stand for the one that is wanted."""
+    misshaped = [
+        f"{name} {list(tensors[name].shape)} for {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and not alike(tensors[name].shape, shape)
+    ]
+    missing = [name for name in shapes if name not in tensors]
+    extra = [name for name in tensors if name not in shapes]
+    faults = {"missing": missing, "unexpected": extra, "of another shape": misshaped}
+    if missing or extra or misshaped:
+        raise UserError(
+            "the weights do not fit: "
+            + "; ".join(f"{k}: {_few(v)}" for k, v in faults.items() if v)
+        )
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def fingerprint(params: PyTree) -> str:

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import PyTree
-from diffusion_jax.interop.files import Tensors
+from diffusion_jax.interop.files import Tensors, check_fit
 from diffusion_jax.models.unet import UNet
 
 # Within a block, torch's name of a layer -> ours. The numbers count the layers without parameters,
@@ -161,27 +161,11 @@ def from_torch_names(
 
     # Attention by linear layers or Conv2d differs in ones at the end.
     trimmed = lambda shape: shape[:1] + tuple(np.trim_zeros(np.array(shape[1:]) - 1, "b") + 1)
-    misshaped = [
-        f"{name} {list(tensors[name].shape)} for {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and trimmed(tensors[name].shape) != trimmed(shape)
-    ]
-    missing = [name for name in shapes if name not in tensors]
-    extra = [name for name in tensors if name not in shapes]
-    faults = {"missing": missing, "unexpected": extra, "of another shape": misshaped}
-    if missing or extra or misshaped:
-        raise UserError(
-            "the weights do not fit: "
-            + "; ".join(f"{k}: {_few(v)}" for k, v in faults.items() if v)
-        )
+    check_fit(tensors, shapes, lambda one, other: trimmed(one) == trimmed(other))
     convert = lambda name, path: _to_flax(
         tensors[name].reshape(shapes[name]), path, model, new_attention_order
     )
     return unflatten_dict({path: convert(name, path) for name, path in names.items()})
-
-
-def _few(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def infer_model(tensors: Tensors, height: int) -> tuple[dict[str, Any], int, int]:

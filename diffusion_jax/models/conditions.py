@@ -69,21 +69,16 @@ def check_told(cond: Mapping | None, kinds: Told) -> dict:
     return told
 
 
-def embed(
-    t: jax.Array,
-    cond: Mapping | None,
-    channels: int,
-    width: int,
-    kinds: Told = (),
-    context: Context | None = None,
-) -> jax.Array:
-    """Embedding [B, width] float32 of t [B] and of the conditions, for a module's compact call.
+def embeddings(
+    t: jax.Array, cond: Mapping | None, channels: int, width: int, kinds: Told = ()
+) -> list[jax.Array]:
+    """The embeddings [B, width] float32 of t [B] and of each index and vector, for a module's
+    compact call.
 
     t becomes sinusoids [B, channels], then passes two linear layers, "time1" and "time2" (Ho et al.
     2020, appendix B). Each index [B] and each vector [B, n] has a layer of its name; a vector's is
     without bias, so that a missing vector counts as zeros (Karras et al. 2022, appendix F.2), and
-    is made only where init is told one. Of a context the mean of its tokens is added through the
-    layer "context", without bias, so that no tokens add nothing.
+    is made only where init is told one.
 
     Raises ValueError for a condition of another name, for a missing one and for a t that is not one
     number an example."""
@@ -94,13 +89,30 @@ def embed(
     # bfloat16 has 8 bits: it would take most pairs of neighbouring t for one
     features = sinusoidal(t, channels)
     features = nn.silu(nn.Dense(width, dtype=jnp.float32, name="time1")(features))
-    embedding = nn.Dense(width, dtype=jnp.float32, name="time2")(features)
+    found = [nn.Dense(width, dtype=jnp.float32, name="time2")(features)]
     for name, rows in of_kinds(kinds, "index").items():
-        embedding += nn.Embed(rows, width, dtype=jnp.float32, name=name)(told[name])
+        found.append(nn.Embed(rows, width, dtype=jnp.float32, name=name)(told[name]))
     for name in of_kinds(kinds, "vector"):
-        if name in told:
-            layer = nn.Dense(width, use_bias=False, dtype=jnp.float32, name=name)
-            embedding += layer(told[name])
+        layer = nn.Dense(width, use_bias=False, dtype=jnp.float32, name=name)
+        found.append(layer(told[name]) if name in told else jnp.zeros_like(found[0]))
+    return found
+
+
+def embed(
+    t: jax.Array,
+    cond: Mapping | None,
+    channels: int,
+    width: int,
+    kinds: Told = (),
+    context: Context | None = None,
+) -> jax.Array:
+    """The sum [B, width] of the `embeddings`, for a module's compact call.
+
+    Of a context the mean of its tokens is added through the layer "context", without bias, so that
+    no tokens add nothing."""
+    embedding, *others = embeddings(t, cond, channels, width, kinds)
+    for other in others:
+        embedding += other
     if context is not None:
         count = jnp.maximum(context.keep.sum(axis=1, keepdims=True), 1.0)
         mean = context.tokens.sum(axis=1) / count

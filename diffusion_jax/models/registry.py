@@ -3,7 +3,8 @@
 The module is called as module.apply({"params": params}, x, t, cond, train=...) and returns float32.
 """
 
+from diffusion_jax.models.dit import dit
 from diffusion_jax.models.mlp import mlp
 from diffusion_jax.models.unet import unet
 
-MODELS = {"unet": unet, "mlp": mlp}
+MODELS = {"unet": unet, "dit": dit, "mlp": mlp}

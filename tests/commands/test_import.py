@@ -16,8 +16,10 @@ from diffusion_jax.commands.import_ import import_weights
 from diffusion_jax.commands.sample import sample
 from diffusion_jax.core.types import Kind
 from diffusion_jax.data import pipeline, sources
+from diffusion_jax.interop.dit_names import to_names
 from diffusion_jax.interop.files import read_checkpoint
 from diffusion_jax.interop.state_dicts import to_torch_names
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import Config, Data, Diffusion, Sampling, Training, use
@@ -34,8 +36,8 @@ TINY = UNet(
 )
 
 
-def random_weights(model):
-    """A state dict of a network, without a zero."""
+def random_params(model):
+    """Parameters of a network, without a zero."""
     rng, cond = np.random.default_rng(0), {name: np.zeros(1, np.int32) for name, _ in model.kinds}
     x, t = np.zeros((1, 8, 8, model.out_channels)), np.zeros(1)
     init = lambda key: model.init(key, x, t, cond)["params"]
@@ -43,7 +45,12 @@ def random_weights(model):
     draw = lambda a: (
         rng.standard_normal(a.shape, np.float32) / math.sqrt(math.prod(a.shape[:-1]) or 1)
     )
-    return to_torch_names(jax.tree.map(draw, shapes), model)
+    return jax.tree.map(draw, shapes)
+
+
+def random_weights(model):
+    """A state dict of a network, without a zero."""
+    return to_torch_names(random_params(model), model)
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +99,23 @@ def test_import_and_export_are_exact(weights, tiny_file, tmp_path, new_order):
         "run",
         "tiny.safetensors",
     ]
+
+
+@pytest.mark.parametrize("layout", ["dit", "diffusers"])
+def test_a_dits_import_and_export_are_exact(tmp_path, layout):
+    model = DiT(1, width=16, depth=1, heads=2, kinds=(("label", Kind("index", 10)),))
+    path, run, copy = (tmp_path / name for name in ("w.safetensors", "run", "copy.safetensors"))
+    weights = to_names(random_params(model), model, 8, 8, layout)
+    safetensors.numpy.save_file(weights, path)
+    config = settings()
+    config.model = use("dit", heads=2)
+    config = import_weights(path, config, run)
+    assert (config.data.shape, config.data.num_classes) == ((8, 8, 1), 10)
+    assert (config.model.width, config.model.depth, config.model.patch) == (16, 1, 2)
+    assert export_weights(run, copy, layout=layout) == copy
+    assert_same(dict(sorted(read_checkpoint(copy).items())), dict(sorted(weights.items())))
+    message = "--layout is one of dit, diffusers, not 'jax'"
+    assert refusal(export_weights, run, tmp_path / "c.safetensors", layout="jax") == message
 
 
 def test_imported_run_is_sampled(tiny_file, tmp_path):

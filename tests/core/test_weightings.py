@@ -17,6 +17,7 @@ OF_X0 = {
     "simple": lambda snr: snr,
     "x0": lambda snr: 1.0,
     "v": lambda snr: snr + 1.0,
+    "flow": lambda snr: (snr**0.5 + 1.0) ** 2,
     "truncated_snr": lambda snr: max(snr, 1.0),
     "min_snr": lambda snr: min(snr, 5.0),
     "p2": lambda snr: snr / (1.0 + snr),
@@ -137,6 +138,7 @@ def test_the_weights_of_pure_noise_are_finite():
         "simple": 0,
         "x0": 1,
         "v": 1,
+        "flow": 1,
         "truncated_snr": 1,
         "min_snr": 0,
         "p2": 0,
@@ -165,6 +167,8 @@ CLOSED = {
         lambda snr: np.maximum(1, 1 / snr),
     ),
     "SNR+1 on v": ("v", WEIGHTINGS["v"](), np.ones_like),
+    "the velocity's on flow": ("flow", WEIGHTINGS["flow"](), np.ones_like),
+    "the velocity's on x0": ("x0", WEIGHTINGS["flow"](), lambda snr: (np.sqrt(snr) + 1) ** 2),
     "simple on eps": ("eps", WEIGHTINGS["simple"](), np.ones_like),
     "simple on x0": ("x0", WEIGHTINGS["simple"](), lambda snr: snr),
     "simple on v": ("v", WEIGHTINGS["simple"](), lambda snr: snr / (snr + 1)),
@@ -186,6 +190,23 @@ def test_the_papers_closed_forms(case, law):
     np.testing.assert_allclose(
         case.loss(name, weighting), expected(case.snr) * own_error, rtol=1e-9
     )
+
+
+def test_an_x0_network_with_the_velocitys_weight_has_jits_loss(x64):
+    """JiT's training step in its own time 1 - t: z = t x + (1 - t) e, and the mean square of
+    (x - z) / max(1 - t, 0.05) less that of the network's x."""
+    t = np.array([0.02, 0.5, 0.98])
+    x0, eps, guess = np.random.default_rng(2).normal(size=(3, 3, 4))
+    theirs, least = 1 - t[:, None], np.maximum(t, 0.05)[:, None]
+    z = theirs * x0 + (1 - theirs) * eps
+    expected = np.mean(((x0 - z) / least - (guess - z) / least) ** 2, axis=1)
+    loss = denoising(predictions.x0(), weighting=WEIGHTINGS["flow"](least=0.05))
+    level = schedules.rectified_flow().level(t)
+    np.testing.assert_allclose(loss(lambda x, t, cond: guess, x0, eps, level), expected, rtol=1e-9)
+    # where nothing is clipped, the loss of the velocity itself
+    velocity = lambda x, t_in, cond: (x - guess) / t[:, None]
+    own = denoising(predictions.flow())(velocity, x0, eps, level)
+    np.testing.assert_allclose(own[1:], expected[1:], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", predictions.PREDICTIONS)

@@ -1,4 +1,4 @@
-"""What networks are told by name, in both networks that know indices and vectors."""
+"""What networks are told by name, in all networks that know indices and vectors."""
 
 import re
 
@@ -13,6 +13,7 @@ from diffusion_jax.models.registry import MODELS
 KINDS = {"label": Kind("index", 4), "angle": Kind("vector", 3)}
 SETTINGS = {
     "unet": {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention_resolutions": ()},
+    "dit": {"width": 8, "depth": 1, "heads": 2},
     "mlp": {"width": 8, "depth": 1},
 }
 X = np.random.default_rng(0).standard_normal((2, 4, 4, 1), np.float32)

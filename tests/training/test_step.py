@@ -155,17 +155,23 @@ def arrays(text, dtype):
     return {tuple(map(int, shape.split("x")[:-1])) for shape in found}
 
 
-def test_a_step_on_a_gpu_has_fused_attention_and_no_weights_in_memory():
+NETWORKS = {  # of 64 positions, two heads and two attentions or more
+    "unet": {"channels": 16, "channel_mult": (1, 2), "blocks": 1, "attention_resolutions": (8,)},
+    "dit": {"width": 48, "depth": 2, "patch": 1},
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_step_on_a_gpu_has_fused_attention_and_no_weights_in_memory(network):
     """Of 11 images of 64 positions and two heads, 11 x 2 x 64 x 64 weights, in any order."""
     config = tiny_config()
-    settings = {"channel_mult": (1, 2), "attention_resolutions": (8,), "heads": 2}
-    config.model = use("unet", channels=16, blocks=1, **settings, dtype="bfloat16")
+    config.model = use(network, **NETWORKS[network], heads=2, dtype="bfloat16")
     text, params = gpu_program(config)
-    attentions = sum("attention" in name for name in params)
+    attentions = sum("qkv" in str(jax.tree.structure(layers)) for layers in params.values())
     calls = re.findall(r"custom_call @(__cudnn\$\w+)", text)
     for name in ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"):
         # the call under differentiation, and once more in the backward pass, which XLA joins
-        assert calls.count(name) >= attentions
+        assert calls.count(name) >= attentions > 1
     weights = 11 * 2 * 64 * 64
     assert weights not in map(math.prod, arrays(text, "f32"))
     config.model.attention = "plain"
