@@ -185,7 +185,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         parts.learning_rate,
         accumulation=settings.accumulation_steps,
         unroll=cpu.unroll(),
-        cast=parts.cast,
+        **parts.step_options(),
         **lay.options(),
     )
     evaluate = held_out_loss(config, parts)

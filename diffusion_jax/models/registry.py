@@ -3,7 +3,8 @@
 The module is called as module.apply({"params": params}, x, t, cond, train=...) and returns float32.
 """
 
+from diffusion_jax.models.edm2 import edm2
 from diffusion_jax.models.mlp import mlp
 from diffusion_jax.models.unet import unet
 
-MODELS = {"unet": unet, "mlp": mlp}
+MODELS = {"unet": unet, "edm2": edm2, "mlp": mlp}

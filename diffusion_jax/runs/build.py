@@ -103,6 +103,11 @@ class Parts(NamedTuple):
         result: once for many calls."""
         return cast(params, self.precisions)
 
+    def step_options(self) -> dict[str, Any]:
+        """What the training step has to be told of the network, as keyword arguments."""
+        constrain = getattr(self.apply_fn.module, "constrain", None)
+        return {"cast": self.cast, **({"constrain": constrain} if constrain else {})}
+
     def init_state(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
         return jax.jit(lambda key: self.state_of(self.init_params(key), key))(key)
@@ -162,8 +167,9 @@ def _build(config: Config) -> Parts:
         modality.entry,
     )
     objective = make(diffusion.loss, {Problem: problem})
+    rate, steps = training.learning_rate, training.num_steps
     learning_rate = scheduled(
-        training.learning_rate, training.num_steps, training.warmup_steps, training.decay
+        rate, steps, training.warmup_steps, training.decay, training.decay_after
     )
     optimizer = make(training.optimizer, {LearningRate: learning_rate})
     if training.clip_norm:

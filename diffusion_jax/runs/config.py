@@ -46,7 +46,7 @@ class Diffusion(Group):
 
 def _ends_anywhere(config: Any) -> bool:
     """The last step may change, unless the learning rate depends on it."""
-    return config.training.decay == "constant"
+    return config.training.decay != "cosine"
 
 
 @dataclass
@@ -57,9 +57,12 @@ class Training(Group):
     optimizer: Any = entry("training.optimizer", "adam", "the optimizer")
     learning_rate: float = setting(1e-4, "peak learning rate", above=0)
     warmup_steps: int = setting(1000, "steps over which the learning rate rises from 0", least=0)
-    decay: Literal["constant", "cosine"] = setting(
-        "constant", "the learning rate after warm-up: constant, or cosine to 0 at the last step"
+    decay: Literal["constant", "cosine", "inverse_sqrt"] = setting(
+        "constant",
+        "the learning rate after warm-up: constant, cosine to 0 at the last step, or inverse_sqrt "
+        "of the step",
     )
+    decay_after: int = setting(70_000, "of inverse_sqrt: the step at which it begins", least=1)
     clip_norm: float = setting(1.0, "largest global norm of the gradient; 0 does not clip", least=0)
     freeze: str = setting("", "a regular expression: parameters of such names are not trained")
     ema_decay: float = setting(

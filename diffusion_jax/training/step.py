@@ -31,6 +31,7 @@ def make_train_step(
     spread: Callable = _same,
     unroll: bool = False,
     cast: Callable = _same,
+    constrain: Callable = _same,
 ) -> Callable:
     """step(state, key, batch) -> (state, metrics): one optimizer step and one EMA step on a batch.
 
@@ -41,7 +42,8 @@ def make_train_step(
     device's share. Of a mesh, gathered: parameters
     -> the same, all on every device; spread: puts arrays [accumulation, b, ...] of an accumulated
     batch on all devices again. cast: parameters -> the copy of them
-    that the network computes with; gradients are those of the copy.
+    that the network computes with; gradients are those of the copy. constrain: parameters -> what
+    is kept of them after the optimizer's step, for networks whose weights lie on a sphere.
 
     Example number i of the whole batch meets the same t and the same noise, those of state.step and
     i, on any number of devices and in any number of parts; dropout alone depends on these. Metrics
@@ -105,7 +107,7 @@ def make_train_step(
 
         gradients = mean(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = constrain(optax.apply_updates(state.params, updates))
         decay = ema(state.step)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
         report = gather({**report, "t": t, "losses": losses, "weights": weights})
