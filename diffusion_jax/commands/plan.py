@@ -115,7 +115,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         )
     kinds = {
         "parameters": state.params,
-        "EMA": state.ema_params,
+        "EMA": (state.ema_params, state.averages),
         "optimizer": state.opt_state,
         "frozen": state.frozen,
     }

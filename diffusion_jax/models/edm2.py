@@ -244,8 +244,8 @@ class EDM2(nn.Module):
 
     @staticmethod
     def constrain(params: PyTree) -> PyTree:
-        """Forced weight normalisation (section 2.3, eq. 66): every kernel with each output's numbers
-        brought to the magnitude 1, the norm sqrt(fan-in), whatever the optimizer made of it."""
+        """Forced weight normalisation (section 2.3, eq. 66): every kernel with each output's
+        numbers brought to the magnitude 1, the norm sqrt(fan-in), whatever the optimizer made."""
 
         def constrained(path, a):
             kernel = path[-1].key == "kernel"

@@ -51,10 +51,13 @@ def check_together(config: Config) -> None:
     if config.evaluation.replicates == 1:
         raise UserError("config.evaluation.replicates must be 0 or at least 2: one has no spread")
     parse_steps(training.profile_steps)
+    if len(set(training.post_hoc_ema)) < len(training.post_hoc_ema):
+        raise UserError(f"config.training.post_hoc_ema has a length twice: {training.post_hoc_ema}")
     each = training.steps_per_call
     if config.evaluation.every % each:
         raise UserError(f"config.evaluation.every must be a multiple of steps_per_call={each}")
-    for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
+    for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every",
+                 "snapshot_every"):  # fmt: skip
         if getattr(training, name) % each:
             raise UserError(f"config.training.{name} must be a multiple of steps_per_call={each}")
     if training.keep_every % training.checkpoint_every:
