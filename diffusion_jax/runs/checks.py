@@ -102,10 +102,11 @@ def check_trains(config: Config, variance: Variance) -> None:
     """Raises UserError where the network has a learned variance that the loss would leave as it is.
 
     Of training alone: a run made of imported weights draws whatever its loss."""
-    if variance == "learned_range" and config.diffusion.loss.entry == "denoising":
+    loss = config.diffusion.loss.entry
+    if variance == "learned_range" and loss in ("denoising", "uncertainty"):
         raise UserError(
             "config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, "
-            "not by denoising"
+            f"not by {loss}"
         )
 
 
