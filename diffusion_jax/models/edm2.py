@@ -84,7 +84,7 @@ class MPConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, gain=1.0):
+    def __call__(self, x, gain: jax.Array | float = 1.0):
         shape = (*(self.size,) * (2 if self.size else 0), x.shape[-1], self.features)
         kernel = self.param("kernel", normal_kernel, shape, jnp.float32)
         kernel = normalize(kernel, tuple(range(len(shape) - 1)))

@@ -57,6 +57,16 @@ def adamw(
 OPTIMIZERS = {"adam": adam, "adamw": adamw}
 
 
+def inverse_sqrt(learning_rate: float, after: int, before: int) -> Any:
+    """count -> learning_rate / sqrt(max(t / after, 1)) at the step t = before + count."""
+
+    def rate(count):
+        t = jnp.asarray(count, jnp.float32) + before
+        return learning_rate * jax.lax.rsqrt(jnp.maximum(t / after, 1.0))
+
+    return rate
+
+
 @component
 def scheduled(
     learning_rate: float,
@@ -73,11 +83,7 @@ def scheduled(
     elif decay == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1))
     else:
-
-        def after(count):  # of the steps since the warm-up
-            t = jnp.asarray(count, jnp.float32) + warmup_steps
-            return learning_rate * jax.lax.rsqrt(jnp.maximum(t / decay_after, 1.0))
-
+        after = inverse_sqrt(learning_rate, decay_after, warmup_steps)
     if warmup_steps == 0:
         return after
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
