@@ -182,18 +182,19 @@ class EDM2(nn.Module):
         self, x: jax.Array, t: jax.Array, cond: Mapping | None = None, *, train: bool = False
     ) -> jax.Array:
         last = len(self.channel_mult) - 1
-        check_halvings(*x.shape[1:3], last)
+        height, width = x.shape[1:3]
+        check_halvings(height, width, last)
         embedding = self.embed(t, cond)
         x = conditions.with_images(x, cond, self.kinds)
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         block_class = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
 
         def block(h, name, level, attends=False, resample=""):
-            width = self.channels * self.channel_mult[level]
-            heads = count_heads(width, 1, self.head_channels) if attends else 0
+            features = self.channels * self.channel_mult[level]
+            heads = count_heads(features, 1, self.head_channels) if attends else 0
             shared = (self.balance, self.dropout, self.dtype, self.attention)
             decoder = not name.startswith("down")
-            made = block_class(width, decoder, heads, *shared, resample, name=name)
+            made = block_class(features, decoder, heads, *shared, resample, name=name)
             return made(h, embedding, train)
 
         h = MPConv(self.channels, 3, self.dtype, name="conv_in")(x)

@@ -21,7 +21,7 @@ def write(
     make_folder(folder)
     for average, length in zip(averages, lengths, strict=True):
         flat = flatten_dict(average, sep="/")
-        tensors = {name: np.ascontiguousarray(a, np.dtype(dtype)) for name, a in flat.items()}
+        tensors = {name: np.asarray(a, dtype, order="C") for name, a in flat.items()}
         path = folder / f"{step:08d}-{length:g}.safetensors"
         path.unlink(missing_ok=True)  # of a run that was ended before the checkpoint of this step
         write_safetensors(path, tensors)

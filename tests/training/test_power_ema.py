@@ -174,10 +174,11 @@ def test_commands_take_the_average_of_ema_length(run, tmp_path):
 
 
 def test_snapshots_in_half_precision(tmp_path):
-    average = {"a": {"kernel": np.linspace(-1, 1, 10, dtype=np.float32)}}
+    average = {"a": {"kernel": np.linspace(-1, 1, 10, dtype=np.float32)}, "gain": np.float32(2.0)}
     snapshots.write(tmp_path / "averages", 5, (average,), (0.1,), "float16")
     found, _ = snapshots.reconstruct(tmp_path / "averages", 0.1, until=5)
     np.testing.assert_allclose(found["a"]["kernel"], average["a"]["kernel"], atol=1e-3)
+    assert found["gain"].shape == () and found["gain"] == 2.0
     assert np.abs(found["a"]["kernel"] - average["a"]["kernel"]).max() > 1e-6
 
 
