@@ -151,8 +151,11 @@ def sweep(config: Config, workdir: pathlib.Path, against: str = "") -> pathlib.P
         path = evaluate(own, workdir, against)
         if primary():
             found[f"{length:g}"] = scalars(json.loads(path.read_text()))
-    lines = [f"{name:<8} {values}" for name, values in found.items()]
-    print("\n".join(["length   figures", *lines]))
+    for length, figures in found.items():
+        values = ", ".join(
+            f"{NAMES.get(name, name)} {value:.5g}" for name, value in figures.items()
+        )
+        print(f"length {length:<6} {values}")
     path = workdir / "evaluations" / f"lengths-{config.evaluation.num}.json"
     return write_report(path, found) if primary() else path
 
