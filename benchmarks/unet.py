@@ -100,7 +100,7 @@ def training_step(config: Config, parts: Parts, layout: Layout | None = None):
         parts.learning_rate,
         accumulation=config.training.accumulation_steps,
         unroll=cpu.unroll(),
-        cast=parts.cast,
+        **parts.step_options(),
         **(layout.options() if layout else {}),
     )
 

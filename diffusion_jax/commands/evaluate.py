@@ -36,7 +36,7 @@ from diffusion_jax.runs.score import (
     sampled,
     scalars,
 )
-from diffusion_jax.runs.settings import as_values, check
+from diffusion_jax.runs.settings import as_values, check, copy
 from diffusion_jax.training.events import Events
 
 FLAGS = {
@@ -68,6 +68,8 @@ def chosen(given: Given) -> pathlib.Path:
             "--against is missing: the folder, file or split that the images are compared with"
         )
     try:
+        if not images and given.config.evaluation.ema_lengths:
+            return sweep(given.config, given.workdir, against)
         if not images:
             return evaluate(given.config, given.workdir, against)
         return compare(given.config, given.workdir, images, against, given.declared)
@@ -137,6 +139,25 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
             events.scalar(f"evaluation-{settings.num}/{name}", value, run.step)
     print(summary(report))
     return path
+
+
+def sweep(config: Config, workdir: pathlib.Path, against: str = "") -> pathlib.Path:
+    """`evaluate` at each of evaluation.ema_lengths; writes workdir/evaluations/lengths-<num>.json,
+    {length: figures}; its path."""
+    found = {}
+    for length in config.evaluation.ema_lengths:
+        own = copy(config)
+        own.sampling.ema_length = length
+        path = evaluate(own, workdir, against)
+        if primary():
+            found[f"{length:g}"] = scalars(json.loads(path.read_text()))
+    for length, figures in found.items():
+        values = ", ".join(
+            f"{NAMES.get(name, name)} {value:.5g}" for name, value in figures.items()
+        )
+        print(f"length {length:<6} {values}")
+    path = workdir / "evaluations" / f"lengths-{config.evaluation.num}.json"
+    return write_report(path, found) if primary() else path
 
 
 def compare(

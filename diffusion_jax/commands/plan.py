@@ -98,7 +98,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         parts.learning_rate,
         accumulation=config.training.accumulation_steps,
         unroll=cpu.unroll(),
-        cast=parts.cast,
+        **parts.step_options(),
     )
     traced = jax.jit(step, donate_argnums=0).trace(state, key, batch)
     backend = jax.default_backend()
@@ -115,7 +115,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
         )
     kinds = {
         "parameters": state.params,
-        "EMA": state.ema_params,
+        "EMA": (state.ema_params, state.averages),
         "optimizer": state.opt_state,
         "frozen": state.frozen,
     }

@@ -44,6 +44,7 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import params_of, weak_params
 from diffusion_jax.runs.score import make_score
 from diffusion_jax.runs.workdir import check_step, lock, open_workdir
+from diffusion_jax.training import snapshots
 from diffusion_jax.training.batches import Ahead
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.held_out import make_evaluate
@@ -136,12 +137,13 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
                 settings.sample_every,
                 config.evaluation.every,
                 settings.checkpoint_every,
+                settings.snapshot_every * bool(settings.post_hoc_ema),
             )
-            evaluates, draws, scores, saves = (
+            evaluates, draws, scores, saves, keeps = (
                 every > 0 and (last or step % every == 0) for every in intervals
             )
             stops = signals.number or preempted(step) and signal.SIGTERM
-            pauses = evaluates or draws or scores or saves or last or stops
+            pauses = evaluates or draws or scores or saves or keeps or last or stops
             if pauses or (unread.due and done):
                 record(run, unread, step)  # before saving: no checkpoint holds what is not finite
             if pauses:
@@ -152,6 +154,8 @@ def take_all_steps(run: Run, state: TrainState) -> pathlib.Path:
                 if scores:
                     drawn_by = parameters(state, config.sampling.ema)
                     run.log.write(step, run.score(run.draw, drawn_by))
+                if keeps:
+                    keep_averages(run, state)
                 if saves or stops:  # last: a run resumed from here lacks nothing of this step
                     save(run, state, wait=last or bool(stops))
                 if stops:
@@ -185,7 +189,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         parts.learning_rate,
         accumulation=settings.accumulation_steps,
         unroll=cpu.unroll(),
-        cast=parts.cast,
+        **parts.step_options(),
         **lay.options(),
     )
     evaluate = held_out_loss(config, parts)
@@ -224,20 +228,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
         take_steps = parallel.make_take_steps(lay, step_fn, where, settings.steps_per_call)
         ahead = Ahead(batches, lay.place_batches, settings.steps_per_call)
         opened.pop_all()  # from here on take_all_steps closes them
-    run = Run(
-        config,
-        workdir,
-        parts,
-        key,
-        ahead,
-        take_steps,
-        evaluate,
-        generate,
-        score,
-        checkpoints,
-        log,
-    )
-    return run, state
+    made = (config, workdir, parts, key, ahead, take_steps, evaluate, generate, score)
+    return Run(*made, checkpoints, log), state
 
 
 def held_out_loss(config: Config, parts: Parts) -> Callable:
@@ -311,6 +303,13 @@ def evaluate(run: Run, state: TrainState) -> None:
             f"step {int(state.step)}: the held-out loss of the averaged parameters is {loss}"
         )
     run.log.write(int(state.step), {"eval_loss": loss})
+
+
+def keep_averages(run: Run, state: TrainState) -> None:
+    settings, averages = run.config.training, parallel.on_host(state.averages)
+    if primary():
+        where, dtype = run.workdir / "averages", settings.snapshot_dtype
+        snapshots.write(where, int(state.step), averages, settings.post_hoc_ema, dtype)
 
 
 def save(run: Run, state: TrainState, wait: bool) -> None:

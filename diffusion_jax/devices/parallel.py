@@ -150,6 +150,13 @@ def place(tree: PyTree) -> PyTree:
     return jax.device_put(tree, layout().whole)
 
 
+def on_host(tree: PyTree) -> PyTree:
+    """The arrays as NumPy's, whole, on every process, all of which must ask."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
+
+
 def initial(init: Callable, key: Any, where: PyTree, *more: Any) -> PyTree:
     """init(key, *more), every array made in its place, none twice. where: from `Layout.state`."""
     places = jax.tree.map(lambda a: a.sharding, where)

@@ -4,7 +4,8 @@ The module is called as module.apply({"params": params}, x, t, cond, train=...) 
 """
 
 from diffusion_jax.models.dit import dit
+from diffusion_jax.models.edm2 import edm2
 from diffusion_jax.models.mlp import mlp
 from diffusion_jax.models.unet import unet
 
-MODELS = {"unet": unet, "dit": dit, "mlp": mlp}
+MODELS = {"unet": unet, "dit": dit, "edm2": edm2, "mlp": mlp}

@@ -69,6 +69,28 @@ def check_halvings(height: int, width: int, halvings: int) -> None:
         )
 
 
+def attention_factors(
+    shape: Shape, channel_mult: tuple[int, ...], resolutions: tuple[int, ...]
+) -> tuple[int, ...]:
+    """How often the image's height is that of each resolution with attention.
+
+    Raises ValueError where the shape is no image's, the levels are none that it can have, or a
+    resolution is none of theirs."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape must be height, width and channels, not {shape}")
+    if len(channel_mult) < 1 or min(channel_mult) < 1:
+        raise ValueError(f"channel_mult needs one number of at least 1 a level, not {channel_mult}")
+    height, width, _ = shape
+    heights = [height // 2**i for i in range(len(channel_mult))]
+    for resolution in resolutions:
+        if resolution not in heights:
+            raise ValueError(
+                f"attention_resolutions has {resolution}, but the levels have heights {heights}"
+            )
+    check_halvings(height, width, len(channel_mult) - 1)
+    return tuple(height // resolution for resolution in resolutions)
+
+
 def count_heads(channels: int, heads: int, head_channels: int) -> int:
     """Heads of an attention: `heads`, or of `head_channels` each where that is not 0.
 
@@ -227,36 +249,23 @@ def unet(
       context: features of a token of conditions that are sequences, such as text; divisible by 4.
       context_depth: layers of a transformer over these tokens before they are attended to.
     """
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"shape must be height, width and channels, not {shape}")
+    factors = attention_factors(shape, channel_mult, attention_resolutions)
     above(0, channels=channels, blocks=blocks, heads=heads, time_scale=time_scale)
     conditions.check_context(context, context_depth)
-    if len(channel_mult) < 1 or min(channel_mult) < 1:
-        raise ValueError(f"channel_mult needs one number of at least 1 a level, not {channel_mult}")
     if head_channels < 0:
         raise ValueError(f"head_channels must be at least 0, not {head_channels}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
     check_dtype(dtype)
-    height, width, image_channels = shape
-    heights = [height // 2**i for i in range(len(channel_mult))]
-    for resolution in attention_resolutions:
-        if resolution not in heights:
-            raise ValueError(
-                f"attention_resolutions has {resolution}, but the levels have heights {heights}"
-            )
-    check_halvings(height, width, len(channel_mult) - 1)
-    attended = [
-        m for m, at in zip(channel_mult, heights, strict=True) if at in attention_resolutions
-    ]
+    attended = [m for i, m in enumerate(channel_mult) if 2**i in factors]
     for multiplier in (*attended, channel_mult[-1]):  # the last level's is in the middle, always
         count_heads(multiplier * channels, heads, head_channels)
     return UNet(
-        out_channels=image_channels * (2 if learned_variance else 1),
+        out_channels=shape[-1] * (2 if learned_variance else 1),
         channels=channels,
         channel_mult=tuple(channel_mult),
         blocks=blocks,
-        attention_factors=tuple(height // resolution for resolution in attention_resolutions),
+        attention_factors=factors,
         heads=heads,
         head_channels=head_channels,
         scale_shift=scale_shift,

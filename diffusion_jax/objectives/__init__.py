@@ -9,8 +9,9 @@ from diffusion_jax.objectives.objective import (
     noised,
     with_times,
 )
+from diffusion_jax.objectives.uncertainty import uncertainty
 
-OBJECTIVES = {"denoising": denoising, "vlb": vlb, "hybrid": hybrid}
+OBJECTIVES = {"denoising": denoising, "vlb": vlb, "hybrid": hybrid, "uncertainty": uncertainty}
 
 __all__ = [
     "OBJECTIVES",
@@ -21,6 +22,7 @@ __all__ = [
     "denoising",
     "hybrid",
     "noised",
+    "uncertainty",
     "vlb",
     "with_times",
 ]

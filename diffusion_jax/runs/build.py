@@ -43,6 +43,7 @@ from diffusion_jax.runs.registry import make, needs
 from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.training.clipping import clip_by_global_norm
 from diffusion_jax.training.optimizers import LearningRate, scheduled
+from diffusion_jax.training.power_ema import exponent
 from diffusion_jax.training.state import TrainState, init_state, split, warmed_up_ema, whole
 
 
@@ -74,6 +75,7 @@ class Parts(NamedTuple):
     learning_rate: Callable  # step -> learning rate
     optimizer: optax.GradientTransformation
     ema: Callable  # step -> decay of the average
+    exponents: tuple[float, ...]  # of the averages by powers of time
     sampler: Sampler
     grid: Level
     guide: Guide
@@ -104,6 +106,11 @@ class Parts(NamedTuple):
         result: once for many calls."""
         return cast(params, self.precisions)
 
+    def step_options(self) -> dict[str, Any]:
+        """What the training step has to be told of the parameters, as keyword arguments."""
+        constrain = getattr(self.apply_fn.module, "constrain", None)
+        return {"cast": self.cast, "constrain": constrain, "exponents": self.exponents}
+
     def init_state(self, key: jax.Array) -> TrainState:
         """The state before the first step."""
         return jax.jit(lambda key: self.state_of(self.init_params(key), key))(key)
@@ -112,7 +119,7 @@ class Parts(NamedTuple):
         """The state before the first step, at given parameters."""
         trained, frozen = split(params, self.freeze)
         aux = self.objective.init(jax.random.fold_in(key, 1), params)
-        return init_state(trained, self.optimizer, frozen, aux)
+        return init_state(trained, self.optimizer, frozen, aux, len(self.exponents))
 
 
 def build(config: Config) -> Parts:
@@ -163,8 +170,9 @@ def _build(config: Config) -> Parts:
         modality.entry,
     )
     objective = make(diffusion.loss, {Problem: problem})
+    rate, steps = training.learning_rate, training.num_steps
     learning_rate = scheduled(
-        training.learning_rate, training.num_steps, training.warmup_steps, training.decay
+        rate, steps, training.warmup_steps, training.decay, training.decay_after
     )
     optimizer = make(training.optimizer, {LearningRate: learning_rate})
     if training.clip_norm:
@@ -181,6 +189,7 @@ def _build(config: Config) -> Parts:
         learning_rate=learning_rate,
         optimizer=optimizer,
         ema=warmed_up_ema(training.ema_decay),
+        exponents=tuple(map(exponent, training.post_hoc_ema)),
         sampler=make_sampler(config, schedule, grid, variance),
         grid=grid,
         guide=make(config.sampling.guide, {}),

@@ -51,10 +51,13 @@ def check_together(config: Config) -> None:
     if config.evaluation.replicates == 1:
         raise UserError("config.evaluation.replicates must be 0 or at least 2: one has no spread")
     parse_steps(training.profile_steps)
+    if len(set(training.post_hoc_ema)) < len(training.post_hoc_ema):
+        raise UserError(f"config.training.post_hoc_ema has a length twice: {training.post_hoc_ema}")
     each = training.steps_per_call
     if config.evaluation.every % each:
         raise UserError(f"config.evaluation.every must be a multiple of steps_per_call={each}")
-    for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"):
+    for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every",
+                 "snapshot_every"):  # fmt: skip
         if getattr(training, name) % each:
             raise UserError(f"config.training.{name} must be a multiple of steps_per_call={each}")
     if training.keep_every % training.checkpoint_every:
@@ -99,10 +102,11 @@ def check_trains(config: Config, variance: Variance) -> None:
     """Raises UserError where the network has a learned variance that the loss would leave as it is.
 
     Of training alone: a run made of imported weights draws whatever its loss."""
-    if variance == "learned_range" and config.diffusion.loss.entry == "denoising":
+    loss = config.diffusion.loss.entry
+    if variance == "learned_range" and loss in ("denoising", "uncertainty"):
         raise UserError(
             "config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, "
-            "not by denoising"
+            f"not by {loss}"
         )
 
 

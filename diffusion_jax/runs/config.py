@@ -46,7 +46,7 @@ class Diffusion(Group):
 
 def _ends_anywhere(config: Any) -> bool:
     """The last step may change, unless the learning rate depends on it."""
-    return config.training.decay == "constant"
+    return config.training.decay != "cosine"
 
 
 @dataclass
@@ -57,13 +57,25 @@ class Training(Group):
     optimizer: Any = entry("training.optimizer", "adam", "the optimizer")
     learning_rate: float = setting(1e-4, "peak learning rate", above=0)
     warmup_steps: int = setting(1000, "steps over which the learning rate rises from 0", least=0)
-    decay: Literal["constant", "cosine"] = setting(
-        "constant", "the learning rate after warm-up: constant, or cosine to 0 at the last step"
+    decay: Literal["constant", "cosine", "inverse_sqrt"] = setting(
+        "constant",
+        "the learning rate after warm-up: constant, cosine to 0 at the last step, or inverse_sqrt "
+        "of the step",
     )
+    decay_after: int = setting(70_000, "of inverse_sqrt: the step at which it begins", least=1)
     clip_norm: float = setting(1.0, "largest global norm of the gradient; 0 does not clip", least=0)
     freeze: str = setting("", "a regular expression: parameters of such names are not trained")
     ema_decay: float = setting(
         0.9999, "decay of the parameters' moving average, after its warm-up", least=0, below=1
+    )
+    post_hoc_ema: tuple[float, ...] = setting(
+        (), "lengths of averages by powers of time, as 0.05,0.1, of which any other is made later"
+    )
+    snapshot_every: int = setting(
+        1000, "steps between two snapshots of these averages", free=True, least=1
+    )
+    snapshot_dtype: Literal["float32", "float16"] = setting(
+        "float32", "precision of the snapshots", free=True
     )
     accumulation_steps: int = setting(
         1, "parts that a batch is cut into, one after the other, to save memory", least=1
@@ -125,6 +137,11 @@ class Sampling(Group):
     batch_size: int = setting(500, "samples at a time; the samples do not depend on it", least=1)
     seed: int = setting(0, "sample i depends on this and on i alone", least=0, below=2**32)
     ema: bool = setting(True, "sample with the averaged parameters; False: with the raw ones")
+    ema_length: float = setting(
+        0.0,
+        "of the average, as 0.1, made of the snapshots of training.post_hoc_ema; 0 for the EMA",
+        least=0,
+    )
     label: int = setting(-1, "the class to draw; -1 for all in turn")
     prompts: tuple[str, ...] = setting(
         (), "texts that samples are asked for, in turn; empty takes the held-out examples'"
@@ -205,6 +222,9 @@ class Evaluation(Group):
     )
     memorised: int = setting(
         500, "samples whose nearest training images are sought; 0 for none", least=0
+    )
+    ema_lengths: tuple[float, ...] = setting(
+        (), "score the averages of these lengths, each as sampling.ema_length"
     )
     every: int = setting(
         0, "steps of training between two evaluations of every_num samples; 0 for none", least=0

@@ -16,6 +16,8 @@ from diffusion_jax.runs.settings import differences, load, other_network
 from diffusion_jax.runs.workdir import workdir_path
 from diffusion_jax.samplers import draws_noise, num_steps_for
 from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.snapshots import reconstruct
+from diffusion_jax.training.state import whole
 
 PILOT = 20  # samples by which the number of steps is chosen
 
@@ -46,11 +48,16 @@ def check_same(config: Config, workdir: pathlib.Path, only: str) -> None:
 def restore_params(
     config: Config, parts: Parts, workdir: pathlib.Path, ema: bool
 ) -> tuple[Any, int]:
-    """(averaged or raw parameters, their step) from the newest checkpoint."""
+    """(averaged or raw parameters, their step) from the newest checkpoint, or the average of
+    sampling.ema_length from its snapshots until then."""
     checkpoints = Checkpoints(workdir, read_only=True)
     state, _ = checkpoints.restore(jax.eval_shape(parts.init_state, jax.random.key(0)))
     checkpoints.close()
-    return place(parameters(state, ema)), int(state.step)
+    params, step = parameters(state, ema), int(state.step)
+    if ema and config.sampling.ema_length:
+        average, step = reconstruct(workdir / "averages", config.sampling.ema_length, step)
+        params = whole(average, state.frozen)
+    return place(params), step
 
 
 def params_of(
@@ -146,6 +153,7 @@ def manner(config: Config, parts: Parts, step: int) -> str:
     """How a run draws, as the name of a folder."""
     sampling = config.sampling
     spacing = sampling.steps if len(sampling.steps) <= 40 else f"{len(parts.grid.t)}steps"
-    kind = f"{sampling.sampler.entry}-{spacing}" + ("" if sampling.ema else "-raw")
+    average = f"-ema{sampling.ema_length:g}" if sampling.ema_length else ""
+    kind = f"{sampling.sampler.entry}-{spacing}" + (average if sampling.ema else "-raw")
     kind += f"-guidance{sampling.guidance:g}" if sampling.guidance else ""
     return f"step{step}-{kind}-seed{sampling.seed}"

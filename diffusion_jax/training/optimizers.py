@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from diffusion_jax.core.components import component
@@ -55,15 +57,33 @@ def adamw(
 OPTIMIZERS = {"adam": adam, "adamw": adamw}
 
 
+def inverse_sqrt(learning_rate: float, after: int, before: int) -> Any:
+    """count -> learning_rate / sqrt(max(t / after, 1)) at the step t = before + count."""
+
+    def rate(count):
+        t = jnp.asarray(count, jnp.float32) + before
+        return learning_rate * jax.lax.rsqrt(jnp.maximum(t / after, 1.0))
+
+    return rate
+
+
 @component
 def scheduled(
-    learning_rate: float, num_steps: int, warmup_steps: int = 0, decay: str = "constant"
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    decay: str = "constant",
+    decay_after: int = 70_000,
 ) -> Callable:
-    """step -> learning rate: rising from 0 over the warm-up, then constant or by a cosine to 0."""
+    """step -> learning rate: rising from 0 over the warm-up, then constant, by a cosine to 0, or
+    from the step `decay_after` on by the inverse square root of the step (Karras et al. 2024, eq.
+    67)."""
     if decay == "constant":
         after = optax.constant_schedule(learning_rate)
-    else:
+    elif decay == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1))
+    else:
+        after = inverse_sqrt(learning_rate, decay_after, warmup_steps)
     if warmup_steps == 0:
         return after
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)

@@ -13,8 +13,8 @@ from diffusion_jax.core.types import PyTree
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step changes. `frozen`: parameters that are not trained; `aux`: the objective's
-    own."""
+    """What a step changes. `frozen`: parameters that are not trained; `aux`: the objective's own;
+    `averages`: those by powers of time (`power_ema`), beside the EMA."""
 
     step: jax.Array  # int32 scalar, the number of optimizer steps taken
     params: PyTree
@@ -22,15 +22,21 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
     frozen: PyTree = ()
     aux: Any = ()
+    averages: tuple[PyTree, ...] = ()
 
 
 def init_state(
-    params: PyTree, optimizer: optax.GradientTransformation, frozen: PyTree = (), aux: PyTree = ()
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    frozen: PyTree = (),
+    aux: PyTree = (),
+    averages: int = 0,
 ) -> TrainState:
-    """The state before the first step; the EMA starts at the parameters."""
-    ema_params = jax.tree.map(jnp.copy, params)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, ema_params, optimizer.init(params), frozen, aux)
+    """The state before the first step; the EMA, and so many other averages, start at the
+    parameters."""
+    ema_params, *others = (jax.tree.map(jnp.copy, params) for _ in range(1 + averages))
+    zero, moments = jnp.zeros((), jnp.int32), optimizer.init(params)
+    return TrainState(zero, params, ema_params, moments, frozen, aux, tuple(others))
 
 
 def split(params: PyTree, pattern: str) -> tuple[PyTree, PyTree]:

@@ -11,6 +11,7 @@ from diffusion_jax.core.noise import example_keys
 from diffusion_jax.core.types import ApplyFn, PyTree
 from diffusion_jax.objectives import Context, Objective
 from diffusion_jax.training.clipping import global_norm
+from diffusion_jax.training.power_ema import share
 from diffusion_jax.training.state import TrainState, whole
 
 
@@ -31,6 +32,8 @@ def make_train_step(
     spread: Callable = _same,
     unroll: bool = False,
     cast: Callable = _same,
+    constrain: Callable | None = None,
+    exponents: tuple[float, ...] = (),
 ) -> Callable:
     """step(state, key, batch) -> (state, metrics): one optimizer step and one EMA step on a batch.
 
@@ -41,7 +44,9 @@ def make_train_step(
     device's share. Of a mesh, gathered: parameters
     -> the same, all on every device; spread: puts arrays [accumulation, b, ...] of an accumulated
     batch on all devices again. cast: parameters -> the copy of them
-    that the network computes with; gradients are those of the copy.
+    that the network computes with; gradients are those of the copy. constrain: parameters -> what
+    is kept of them after the optimizer's step, for networks whose weights lie on a sphere.
+    exponents: those of the state's `averages` by powers of time.
 
     Example number i of the whole batch meets the same t and the same noise, those of state.step and
     i, on any number of devices and in any number of parts; dropout alone depends on these. Metrics
@@ -106,10 +111,21 @@ def make_train_step(
         gradients = mean(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        params = constrain(params) if constrain else params
         decay = ema(state.step)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
         report = gather({**report, "t": t, "losses": losses, "weights": weights})
-        state = TrainState(state.step + 1, params, ema_params, opt_state, state.frozen, state.aux)
+        by_powers = tuple(
+            optax.incremental_update(params, average, share(exponent, state.step + 1))
+            for average, exponent in zip(state.averages, exponents, strict=True)
+        )
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            ema_params=ema_params,
+            opt_state=opt_state,
+            averages=by_powers,
+        )
         state = state.replace(aux=objective.update(state.aux, state, report))
         metrics = {
             "loss": jnp.mean(report["weights"] * report["losses"]),

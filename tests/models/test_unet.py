@@ -370,7 +370,7 @@ def test_equal_settings_make_equal_networks():
         ({"dtype": "float64"}, "dtype must be float32 or bfloat16, not 'float64'"),
         ({"shape": (8, 8)}, "shape must be height, width and channels, not (8, 8)"),
         ({"shape": (8, 0, 3)}, "shape must be height, width and channels, not (8, 0, 3)"),
-        ({"kinds": {"text": Kind("sequence", 8)}}, "the unet takes conditions of the kinds index"),
+        ({"kinds": {"text": Kind("given", 8)}}, "the unet takes conditions of the kinds index"),
     ],
 )
 def test_factory_refuses_settings_out_of_range(changes, message):

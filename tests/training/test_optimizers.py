@@ -1,0 +1,14 @@
+"""The learning rate by step."""
+
+import numpy as np
+import pytest
+
+from diffusion_jax.training.optimizers import scheduled
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_the_inverse_square_root_begins_after_its_steps(warmup_steps):
+    rate = scheduled(0.01, 10_000, warmup_steps, "inverse_sqrt", 400)
+    for step, expected in [(50, 0.01), (400, 0.01), (1600, 0.005), (40_000, 0.001)]:
+        np.testing.assert_allclose(rate(step), expected, rtol=1e-5)
+    np.testing.assert_allclose(rate(5), 0.005 if warmup_steps else 0.01, rtol=1e-5)
