@@ -56,8 +56,8 @@ def check_together(config: Config) -> None:
     each = training.steps_per_call
     if config.evaluation.every % each:
         raise UserError(f"config.evaluation.every must be a multiple of steps_per_call={each}")
-    for name in ("num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every",
-                 "snapshot_every"):  # fmt: skip
+    due = ["num_steps", "log_every", "eval_every", "sample_every", "checkpoint_every"]
+    for name in due + ["snapshot_every"] * bool(training.post_hoc_ema):
         if getattr(training, name) % each:
             raise UserError(f"config.training.{name} must be a multiple of steps_per_call={each}")
     if training.keep_every % training.checkpoint_every:

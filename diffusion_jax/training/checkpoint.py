@@ -5,6 +5,7 @@ Newest means of the largest step; no clock decides anything here.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,6 +14,7 @@ import os
 import pathlib
 import sys
 import warnings
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -88,6 +90,13 @@ def damage(folder: pathlib.Path) -> str | None:
     return None
 
 
+def kept(state: TrainState) -> dict[str, Any]:
+    """The fields of a state that a checkpoint holds: those that came later only where they hold
+    something, so that a run from before they came goes on."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name != "averages" or value}
+
+
 class Checkpoints:
     """The checkpoints of a workdir, each a TrainState and a dict of plain values.
 
@@ -138,7 +147,7 @@ class Checkpoints:
         self._finish(wait=True)  # the one before
         if step not in self.manager.all_steps():
             args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
+                state=ocp.args.StandardSave(kept(state)), extra=ocp.args.JsonSave(extra)
             )
             self.saving = step
             self._finish(wait, lambda: self.manager.save(step, args=args, force=True))
@@ -173,7 +182,8 @@ class Checkpoints:
         looks for damage."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or here), like
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding or here),
+            kept(like),
         )
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
@@ -205,7 +215,7 @@ class Checkpoints:
                         ) from error
                 else:
                     self._pass_over(bad, step)
-                    return restored["state"], restored["extra"]
+                    return like.replace(**restored["state"]), restored["extra"]
             bad[step] = why or "process 0 says how"
 
     def _pass_over(self, bad: dict[int, str], step: int) -> None:

@@ -49,6 +49,20 @@ def test_the_newest_comes_back_bit_for_bit(saved):
     assert extra == {"data": {"next_index": 5}}
 
 
+def test_averages_are_kept_where_there_are_some(tmp_path):
+    """And a checkpoint without them is one of before they came."""
+    plain, several = some_state(1), some_state(2)
+    several = several.replace(averages=(several.params, several.ema_params))
+    for name, state in (("plain", plain), ("several", several)):
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.save(state, {}, wait=True)
+        checkpoints.close()
+        (described,) = (tmp_path / name).glob("checkpoints/*/state/_METADATA")
+        assert ("averages" in described.read_text()) == (name == "several")
+        back, _ = Checkpoints(tmp_path / name, read_only=True).restore(state)
+        jax.tree.map(np.testing.assert_array_equal, back, state)
+
+
 def test_only_the_newest_are_kept(saved):
     checkpoints = Checkpoints(saved, keep=2)
     checkpoints.save(some_state(8), {}, wait=True)
