@@ -15,7 +15,8 @@ def get_config() -> Config:
     config.conditioning = use("words", length=4, rows=512, dropout=0.1)
     config.model.context = 64
     config.training.num_steps = 1500
-    config.sampling.sampler, config.sampling.grid, config.sampling.steps = "dpmpp_2m", "logsnr", "15"
+    config.sampling.sampler, config.sampling.grid = "dpmpp_2m", "logsnr"
+    config.sampling.steps = "15"
     config.sampling.guidance = 1.0
     config.sampling.prompts = tuple(
         f"{word}{how}" for how in ("", " inverted") for word in ("zero", "three", "four", "nine")

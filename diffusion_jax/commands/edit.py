@@ -19,12 +19,13 @@ from diffusion_jax.data import pipeline
 from diffusion_jax.devices.parallel import equal_batches, map_examples, precision
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
-from diffusion_jax.runs.build import build, load_source
+from diffusion_jax.runs.build import Parts, build, load_source
 from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job
 from diffusion_jax.runs.open import check_same, restore_params, weak_params
+from diffusion_jax.runs.prompts import Prompts
 from diffusion_jax.runs.settings import copy
 
 INVERTING = ("reconstruct", "interpolate", "translate")
@@ -173,6 +174,18 @@ def load_images(config: Config) -> dict[str, np.ndarray]:
     return given
 
 
+def by_prompts(config: Config, parts: Parts, count: int) -> dict[str, np.ndarray]:
+    """What the images' prompts say, one each in turn, as entries of a batch; nothing without any.
+
+    UserError for weighted texts and a negative prompt, which edits do not take."""
+    if not config.sampling.prompts:
+        return {}
+    prompts, index = Prompts(config, parts), np.arange(count)
+    if prompts.beside(index):
+        raise UserError("edit takes one text a prompt, and no config.sampling.negative")
+    return prompts.asked(index)
+
+
 def load_file(config: Config, path: str, shape: tuple, classes: int) -> dict[str, np.ndarray]:
     """`image` and, where there are any, `label` of a file."""
     if path.endswith(".npz"):
@@ -248,6 +261,7 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
         config.sampling.clip_x0, config.sampling.threshold = False, 0.0
     mask = load_mask(config) if settings.task == "inpaint" else np.ones((1, 1, 1), bool)
     job, given = Job(config, parts, mask), load_images(config)
+    given |= by_prompts(config, parts, len(given["image"]))
     if missing := [name for name in parts.conditioner.reads if name not in given]:
         raise UserError(
             f"config.editing.images={settings.images} has no {missing[0]!r}, which this run is "

@@ -8,12 +8,10 @@ import numpy as np
 
 from diffusion_jax.conditioning.conditioner import Conditioner, Prepared
 from diffusion_jax.conditioning.dropping import check_dropout, kept, masked, part_of
-from diffusion_jax.conditioning.given import entry
 from diffusion_jax.core.components import component
 from diffusion_jax.core.settings import TRAINING, above
 from diffusion_jax.core.types import Kind, Kinds
 from diffusion_jax.data import texts
-from diffusion_jax.data.spec import Spec
 
 NAME = "text"  # of the condition
 FEATURES, MASK = "text_features", "text_mask"  # of a batch's entries
@@ -31,7 +29,6 @@ class Encoders(NamedTuple):
 
 @component
 def text(
-    spec: Spec,
     encoders: Encoders,
     encoder: str = "minilm",
     length: int = 32,
@@ -51,7 +48,6 @@ def text(
     """
     check_dropout(dropout)
     above(0, length=length)
-    entry(spec, "text")
     width, part = encoders.width(encoder, length), part_of(NAME)
 
     def told(features, mask, keep):
@@ -70,6 +66,7 @@ def text(
         return {NAME: (jnp.zeros((n, length, width)), jnp.ones((n, length)))}
 
     def prepare(source):
+        texts.check(source)
         number: dict[bytes, int] = {}
         for row in texts.of(source):
             number.setdefault(key(row), len(number))

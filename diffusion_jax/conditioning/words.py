@@ -15,12 +15,10 @@ import numpy as np
 
 from diffusion_jax.conditioning.conditioner import Conditioner, Prepared
 from diffusion_jax.conditioning.dropping import check_dropout, kept, masked, part_of
-from diffusion_jax.conditioning.given import entry
 from diffusion_jax.core.components import component
 from diffusion_jax.core.settings import TRAINING, above
 from diffusion_jax.core.types import Kind, Kinds
 from diffusion_jax.data import texts
-from diffusion_jax.data.spec import Spec
 
 NAME, ENTRY = "text", "words"  # of the condition, and of a batch's entry
 GRAMS = 24  # rows a word, at most
@@ -52,10 +50,7 @@ def rows_of(text: str, length: int, rows: int) -> np.ndarray:
 
 @component
 def words(
-    spec: Spec,
-    length: int = 16,
-    rows: int = 8192,
-    dropout: Annotated[float, TRAINING] = 0.1,
+    length: int = 16, rows: int = 8192, dropout: Annotated[float, TRAINING] = 0.1
 ) -> Conditioner:
     """The words of an example's text by their characters, learned with the network.
 
@@ -67,7 +62,6 @@ def words(
     check_dropout(dropout)
     above(0, length=length)
     above(1, rows=rows)
-    entry(spec, "text")
     part = part_of(NAME)
 
     def told(values, keep):
@@ -87,6 +81,7 @@ def words(
         return told(values, jnp.ones((n,), jnp.float32))
 
     def prepare(source):
+        texts.check(source)
         known: dict[bytes, np.ndarray] = {}  # the texts of a source are few, or soon all known
 
         def entries(example):

@@ -45,7 +45,7 @@ def digits(split: str, captions: bool = False) -> Arrays:
     pixels, target = load_digits(return_X_y=True)
     images = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     chosen = (np.arange(len(images)) % 10 == 0) == (split == "test")
-    images, labels = images[chosen], target[chosen].astype(np.int32)
+    images, labels = images[chosen], np.asarray(target[chosen], np.int32)
     if not captions:
         return Arrays(images, labels)
     said = [WORDS[label] for label in labels]
@@ -60,10 +60,26 @@ class Tfds:
 
     range = None  # of floats; these are bytes
 
-    def __init__(self, examples, class_names: list[str], splits: dict[str, int], caption: str = ""):
+    def __init__(
+        self,
+        examples,
+        class_names: list[str],
+        splits: dict[str, int],
+        caption: str = "",
+        undecoded: Any = None,
+    ):
         self.examples, self.class_names, self.splits = examples, class_names, splits
         self.caption = caption
+        self.undecoded = examples if undecoded is None else undecoded
         self.num_classes = len(class_names)
+
+    @property
+    def texts(self) -> np.ndarray | None:
+        """uint8 [N, 256], read without the images; None where there are none."""
+        if not self.caption:
+            return None
+        found = (self.undecoded[i][self.caption] for i in range(len(self)))
+        return texts.encode([first_text(value) for value in found])
 
     def __len__(self):
         return len(self.examples)
@@ -133,8 +149,11 @@ def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
         features = builder.info.features
         class_names = list(features["label"].names) if "label" in features else []
         splits = {name: info.num_examples for name, info in builder.info.splits.items()}
-        examples = builder.as_data_source(split=split)
-        return Tfds(examples, class_names, splits, caption_of(features))
+        caption, skip = caption_of(features), tensorflow_datasets.decode.SkipDecoding
+        examples, undecoded = builder.as_data_source(split=split), None
+        if caption and "image" in features:
+            undecoded = builder.as_data_source(split=split, decoders={"image": skip()})
+        return Tfds(examples, class_names, splits, caption, undecoded)
     except UserError:
         raise
     except Exception as error:  # tfds raises a different class for each of a hundred causes

@@ -21,12 +21,25 @@ def encode(texts: Sequence[str], length: int = LENGTH) -> np.ndarray:
 def cut(texts: Sequence[str], length: int = LENGTH) -> list[str]:
     """What to say about texts that `encode` cuts; nothing where it cuts none."""
     count = sum(len(text.encode()) > length for text in texts)
-    return [f"{count} of {len(texts)} captions are cut at {length} bytes"] if count else []
+    return [f"{count} of {len(texts)} texts are cut at {length} bytes"] if count else []
 
 
 def decode(row: np.ndarray) -> str:
     """The text of a row [length] of `encode`."""
     return bytes(np.asarray(row, np.uint8)).rstrip(b"\0").decode()
+
+
+def check(source) -> None:
+    """Raises ValueError where a source's examples have no texts as `encode` writes them."""
+    example = {name: np.asarray(value) for name, value in source[0].items()}
+    if "text" not in example:
+        raise ValueError(f"the data have no entry 'text'; they have {', '.join(sorted(example))}")
+    found = example["text"]
+    if found.dtype != np.uint8 or found.ndim != 1:
+        raise ValueError(
+            f"the data's entry 'text' is {found.dtype} {found.shape}, not a text; "
+            "config.conditioning=given takes it as it is"
+        )
 
 
 def of(source) -> np.ndarray:

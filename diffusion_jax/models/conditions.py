@@ -22,6 +22,7 @@ Told = tuple[tuple[str, Kind], ...]  # the conditions of a network, as a module'
 ADDED = ("index", "vector")
 SEQUENCES = ("sequence", "bags")
 IMAGES = ("image",)
+RESERVED = ("time", "time1", "time2", "context")  # names of layers beside the conditions'
 
 
 class Context(NamedTuple):
@@ -34,8 +35,11 @@ class Context(NamedTuple):
 def taken(kinds: Kinds, network: str, mechanisms: tuple[str, ...]) -> Told:
     """The conditions as a module's field.
 
-    Raises ValueError, which names the network, for one that enters by none of the mechanisms."""
+    Raises ValueError, which names the network, for one that enters by none of the mechanisms, and
+    for one that is named as a layer."""
     for name, kind in kinds.items():
+        if name in RESERVED:
+            raise ValueError(f"a condition cannot be named {name!r}, as a part of the network is")
         if kind.how not in mechanisms:
             known = ", ".join((*mechanisms[:-1],)) + " or " + mechanisms[-1]
             raise ValueError(

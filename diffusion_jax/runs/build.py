@@ -229,8 +229,6 @@ def load_source(config: Config, split: str) -> Any:
 
 def prepared(config: Config, source: Any) -> Any:
     """A source, such as of prompts, with all that the run's conditioners read."""
-    if not any(needs(one, Spec) for one in config.conditioning):
-        return source
     try:
         conditioner = make_conditioner(config, data_nouns(config, source))
         return conditioner.prepare(source) if conditioner.prepare else source
@@ -288,7 +286,8 @@ def batch_spec(config: Config, parts: Parts, count: int) -> dict[str, jax.ShapeD
     known = {parts.modality.entry: (tuple(data.shape), dtype), "label": ((), np.int32)}
     wanted = (parts.modality.entry, *parts.conditioner.reads)
     if missing := [name for name in wanted if name not in known]:
-        found = spec_of(load_source(config, data.train_split))
+        first = [raw_source(config, data.train_split)[0]]
+        found = spec_of(prepared(config, first))
         known |= {name: found[name] for name in missing}
     return {
         name: jax.ShapeDtypeStruct((count, *known[name][0]), np.dtype(known[name][1]))

@@ -9,6 +9,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import PyTree, Schedule, Variance
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registry import make
+from diffusion_jax.training.power_ema import exponent
 from diffusion_jax.training.profiling import parse_steps
 from diffusion_jax.training.state import split
 
@@ -48,6 +49,20 @@ def check_together(config: Config) -> None:
             "the augmentation mirrors half of the images and tells the network which: "
             "set data.flip=false"
         )
+    if "image" in conditions and (data.flip or "augmentation" in conditions):
+        raise UserError(
+            "config.conditioning: an image that is told is neither mirrored nor transformed with "
+            "the example; set data.flip=false and leave out augmentation"
+        )
+    if sampling.negative and not sampling.prompts:
+        raise UserError("config.sampling.negative needs a prompt: config.sampling.prompts is empty")
+    if not sampling.ema and (sampling.ema_length or config.evaluation.ema_lengths):
+        raise UserError("an average's length is asked for, but config.sampling.ema is false")
+    try:
+        for length in (sampling.ema_length, *config.evaluation.ema_lengths):
+            _ = exponent(length) if length else 0
+    except ValueError as error:
+        raise UserError(f"config.sampling.ema_length or evaluation.ema_lengths: {error}") from None
     if config.evaluation.replicates == 1:
         raise UserError("config.evaluation.replicates must be 0 or at least 2: one has no spread")
     parse_steps(training.profile_steps)

@@ -11,6 +11,7 @@ import tqdm
 
 from diffusion_jax import samplers
 from diffusion_jax.core import noise
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in, initial_noise
 from diffusion_jax.core.types import Denoiser, Level, PyTree, Sampler
 from diffusion_jax.data import pipeline, texts
@@ -23,7 +24,7 @@ from diffusion_jax.denoisers import (
 )
 from diffusion_jax.denoisers import combined as weighted_sum
 from diffusion_jax.devices.parallel import Started, equal_batches, map_examples, precision
-from diffusion_jax.runs.build import Parts, load_source
+from diffusion_jax.runs.build import Parts, load_source, raw_source
 from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.prompts import TEXT, Composed, Prompts, composed
@@ -100,7 +101,7 @@ def captions(config: Config, parts: Parts, count: int) -> list[str]:
         return []
     if asked := config.sampling.prompts:
         return [asked[i % len(asked)] for i in range(count)]
-    source = load_source(config, config.data.eval_split)
+    source = raw_source(config, config.data.eval_split)
     return [texts.decode(source[i % len(source)][TEXT]) for i in range(count)]
 
 
@@ -125,6 +126,10 @@ def branches(
     of = lambda params, cond: make_denoiser(parts.apply_fn, params, parts.parameterization, cond)
     conditional: Denoiser = of(params, cond)
     if weak is not None:
+        if more is not None:
+            raise UserError(
+                "weighted texts and a negative prompt need config.sampling.guide=classifier_free"
+            )
         return conditional, of(weak, cond)
     if more is not None and more.others:
         every = [conditional, *(of(params, other) for other in more.others)]

@@ -13,6 +13,7 @@ from diffusion_jax.runs.build import Parts, declared
 from diffusion_jax.runs.citations import citations
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import captions, classes, make_asked
+from diffusion_jax.runs.prompts import Prompts
 from diffusion_jax.runs.settings import as_values
 
 PICTURED = 10  # samples whose reverse process is shown
@@ -32,7 +33,10 @@ def decoded(parts: Parts, x0: Any) -> np.ndarray:
 
 def sample_labels(config: Config, parts: Parts, count: int) -> np.ndarray | None:
     """The labels of samples 0 ... count - 1, None where the network is told none."""
-    return make_asked(config, parts)(np.arange(count)).get("label")
+    if "label" not in parts.conditioner.reads:
+        return None
+    prompts = Prompts(config, parts) if config.sampling.prompts else None
+    return make_asked(config, parts, prompts)(np.arange(count))["label"]
 
 
 def preview(config: Config, parts: Parts, data: np.ndarray) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from diffusion_jax.runs.build import Parts
 from diffusion_jax.runs.config import Config
 
 TEXT = "text"  # the name of every condition that is a text
+ENTRIES = ("words", "text")  # the conditioners of texts
 
 
 class Composed(NamedTuple):
@@ -37,7 +38,7 @@ def parse(prompt: str) -> tuple[tuple[str, float], ...]:
     found = []
     for part in re.split(r"\s+AND\s+", prompt.strip()):
         text, weight = part, 1.0
-        if match := re.fullmatch(r"(.*\S)\s+:\s*([-+]?\d+(?:\.\d+)?)", part):
+        if match := re.fullmatch(r"(.*\S)\s+:\s*([-+]?\d*\.?\d+(?:e[-+]?\d+)?)", part):
             text, weight = match[1], float(match[2])
         found.append((text.strip(), weight))
     if sum(weight for _, weight in found) <= 0:
@@ -59,6 +60,14 @@ def read(file: str) -> tuple[str, ...]:
     return found
 
 
+def encoded(every: list[str]) -> np.ndarray:
+    """The texts' bytes; UserError for one that is no Unicode."""
+    try:
+        return texts.encode(every)
+    except UnicodeEncodeError:
+        raise UserError("a prompt must be a text in UTF-8") from None
+
+
 class Prompts:
     """The prompts of config.sampling, sample number i that of number i, round and round."""
 
@@ -71,11 +80,17 @@ class Prompts:
         parsed = [parse(prompt) for prompt in sampling.prompts]
         every = [text for prompt in parsed for text, _ in prompt]
         every += [sampling.negative] * bool(sampling.negative)
-        source = prepare(Arrays(None, others={TEXT: texts.encode(every)}))
+        source = prepare(Arrays(None, others={TEXT: encoded(every)}, notes=texts.cut(every)))
         self.notes = list(source.notes)
         examples = pipeline.examples(source, range(len(every)))
         self.entries = {n: a for n, a in examples.items() if n in parts.conditioner.reads}
         most = max(map(len, parsed))
+        weighted = any(len(prompt) > 1 or any(w != 1.0 for _, w in prompt) for prompt in parsed)
+        own = (one.values() for one in config.conditioning if one.entry in ENTRIES)
+        if weighted and not sampling.negative and not any(one.get("dropout") for one in own):
+            raise UserError(
+                "weighted texts need a run whose text was dropped in training, or a negative prompt"
+            )
         self.rows = np.zeros((len(parsed), most), int)
         self.weights = np.zeros((len(parsed), most), np.float32)
         row = 0

@@ -10,9 +10,8 @@ from diffusion_jax.core.noise import example_keys
 from diffusion_jax.core.types import Kind
 from diffusion_jax.data import texts
 from diffusion_jax.data.arrays import Arrays
-from diffusion_jax.data.spec import Spec, spec_of
+from diffusion_jax.data.spec import spec_of
 
-SPEC = Spec((("text", ((32,), "uint8")),))
 LENGTH, WIDTH, SIZE, SHARE = 3, 2, 4000, 0.3
 KEYS = example_keys(jax.random.key(0), np.arange(SIZE))
 
@@ -58,8 +57,8 @@ def batch(size=SIZE):
 
 def test_it_is_one_of_the_conditioners(encoders):
     assert CONDITIONERS["text"] is text
-    conditioner = text(SPEC, encoders, "minilm", LENGTH, SHARE)
-    assert conditioner is text(SPEC, encoders, length=LENGTH, dropout=SHARE)
+    conditioner = text(encoders, "minilm", LENGTH, SHARE)
+    assert conditioner is text(encoders, length=LENGTH, dropout=SHARE)
     assert conditioner.kinds == {"text": Kind("sequence", WIDTH)}
     assert conditioner.reads == ("text_features", "text_mask")
 
@@ -68,7 +67,7 @@ def test_a_prepared_source_yields_features_and_mask_of_each_text(encoders, asked
     rows = texts.encode(["ab", "naïve", "ab", "", "x"], 32)
     labels = np.arange(5)
     source = Arrays(None, labels, others={"text": rows}, notes=["one"])
-    prepared = text(SPEC, encoders, "some", LENGTH).prepare(source)
+    prepared = text(encoders, "some", LENGTH).prepare(source)
     assert asked == [("some", LENGTH, ["ab", "naïve", "", "x"])]  # each once
     assert prepared.notes == ["one", "1 are cut"]
     assert len(prepared) == 5 and prepared.num_classes == 5
@@ -84,7 +83,7 @@ def test_a_prepared_source_yields_features_and_mask_of_each_text(encoders, asked
 
 def test_without_keys_all_is_told_in_float32(encoders):
     given = batch()
-    unchanged, cond = text(SPEC, encoders, "minilm", LENGTH, SHARE).train(None, given)
+    unchanged, cond = text(encoders, "minilm", LENGTH, SHARE).train(None, given)
     features, mask = cond["text"]
     assert unchanged is given and features.dtype == mask.dtype == jnp.float32
     np.testing.assert_array_equal(features, given["text_features"])
@@ -92,7 +91,7 @@ def test_without_keys_all_is_told_in_float32(encoders):
 
 
 def test_texts_are_dropped_in_their_share_by_each_examples_key(encoders):
-    conditioner = text(SPEC, encoders, "minilm", LENGTH, SHARE)
+    conditioner = text(encoders, "minilm", LENGTH, SHARE)
     features, mask = jax.jit(conditioner.train)(KEYS, batch())[1]["text"]
     kept = np.asarray(mask[:, 0])
     assert abs((kept == 0).mean() - SHARE) < 4 * np.sqrt(SHARE * (1 - SHARE) / SIZE)
@@ -103,19 +102,19 @@ def test_texts_are_dropped_in_their_share_by_each_examples_key(encoders):
 
 
 def test_of_nothing_features_and_mask_are_zeros_of_the_same_tree(encoders):
-    conditioner = text(SPEC, encoders, "minilm", LENGTH, SHARE)
+    conditioner = text(encoders, "minilm", LENGTH, SHARE)
     cond = conditioner.train(None, batch(4))[1]
     nothing = conditioner.null(cond)
     assert jax.tree.map(jnp.shape, nothing) == jax.tree.map(jnp.shape, dict(cond))
     assert not any(np.any(value) for value in jax.tree.leaves(nothing))
     assert jax.tree.map(jnp.shape, conditioner.example(4)) == jax.tree.map(jnp.shape, nothing)
-    assert text(SPEC, encoders, "minilm", LENGTH, 0.0).null is None
+    assert text(encoders, "minilm", LENGTH, 0.0).null is None
 
 
 def test_bad_settings(encoders):
     with pytest.raises(ValueError, match="dropout must be at least 0 and below 1"):
-        text(SPEC, encoders, dropout=1.0)
+        text(encoders, dropout=1.0)
     with pytest.raises(ValueError, match="length must be above 0, not 0"):
-        text(SPEC, encoders, length=0)
+        text(encoders, length=0)
     with pytest.raises(ValueError, match="no entry 'text'; they have image"):
-        text(Spec((("image", ((8, 8, 1), "uint8")),)), encoders)
+        text(encoders).prepare([{"image": np.zeros((8, 8, 1), np.uint8)}])

@@ -13,9 +13,6 @@ from diffusion_jax.core.noise import example_keys
 from diffusion_jax.core.types import Kind
 from diffusion_jax.data import texts
 from diffusion_jax.data.arrays import Arrays
-from diffusion_jax.data.spec import Spec
-
-SPEC = Spec((("text", ((texts.LENGTH,), "uint8")),))
 
 
 def source(*captions):
@@ -44,7 +41,7 @@ def test_like_words_share_rows():
 
 
 def test_what_is_told_of_a_text():
-    conditioner = words(SPEC, length=3, rows=100)
+    conditioner = words(length=3, rows=100)
     assert conditioner.kinds == {"text": Kind("bags", 100)}
     prepared = conditioner.prepare(source("a red heart on blue", "", "camel"))
     assert prepared[1]["words"].shape == (3, GRAMS)
@@ -58,7 +55,7 @@ def test_what_is_told_of_a_text():
 
 
 def test_a_dropped_text_is_what_guidance_says_of_none():
-    conditioner = joined([words(SPEC, dropout=0.5)])
+    conditioner = joined([words(dropout=0.5)])
     prepared = conditioner.prepare(source("a red heart"))
     batch = {"words": np.repeat(prepared[0]["words"][None], 40, axis=0)}
     keys = example_keys(jax.random.key(0), np.arange(40))
@@ -72,10 +69,13 @@ def test_a_dropped_text_is_what_guidance_says_of_none():
 
 
 def test_data_without_texts_are_named():
-    with pytest.raises(ValueError, match="no entry 'text'; they have image"):
-        words(Spec((("image", ((8, 8, 3), "uint8")),)))
+    with pytest.raises(ValueError, match="no entry 'text'; they have image, label"):
+        words().prepare(Arrays(np.zeros((2, 8, 8, 1), np.uint8)))
+    numbers = Arrays(None, others={"text": np.zeros((2, 7), np.float32)})
+    with pytest.raises(ValueError, match=r"'text' is float32 \(7,\), not a text"):
+        words().prepare(numbers)
     with pytest.raises(ValueError, match="rows must be above 1"):
-        words(SPEC, rows=1)
+        words(rows=1)
 
 
 def test_texts_are_bytes_and_come_back():

@@ -133,7 +133,7 @@ def test_a_long_caption_is_cut_between_characters_and_noted(photos):
     (photos / "1.txt").write_text("é" * 200, encoding="utf-8")  # 400 bytes
     source = load(photos)
     assert read(source)[0] == "é" * 128
-    assert "1 of 3 captions are cut at 256 bytes" in source.notes
+    assert "1 of 3 texts are cut at 256 bytes" in source.notes
 
 
 def test_other_captions_are_other_data(photos):
@@ -156,7 +156,7 @@ def test_an_array_of_strings_is_the_text(tmp_path, name):
     np.testing.assert_array_equal(source.texts[1], source[1]["text"])
     assert set(spec_of(source)) == {"image", "label", "text"}
     cut, left_out = source.notes
-    assert cut == "1 of 4 captions are cut at 256 bytes" and "names (<U300 (4,))" in left_out
+    assert cut == "1 of 4 texts are cut at 256 bytes" and "names (<U300 (4,))" in left_out
 
 
 def test_texts_of_tfds():
@@ -181,3 +181,7 @@ def test_texts_of_tfds():
         example = sources.Tfds([{"image": image, "captions": given}], [], {}, "captions")[0]
         assert texts.decode(example["text"]) == "un été"
     assert texts.decode(sources.Tfds([{"image": image, "c": []}], [], {}, "c")[0]["text"]) == ""
+    several = sources.Tfds(None, [], {}, "c", [{"c": b"one"}, {"c": [b"two", b"2"]}])
+    several.examples = several.undecoded  # no images are read
+    assert [texts.decode(row) for row in several.texts] == ["one", "two"]
+    assert sources.Tfds([{"image": image}], [], {}).texts is None

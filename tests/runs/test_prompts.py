@@ -14,6 +14,7 @@ from diffusion_jax.denoisers import make_denoiser
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import use
 from diffusion_jax.runs.draw import captions, make_generate, prompt_notes
+from diffusion_jax.runs.folders import sample_labels
 from diffusion_jax.runs.prompts import parse, read
 
 
@@ -24,6 +25,7 @@ from diffusion_jax.runs.prompts import parse, read
         (" camel AND on blue :0.5 ", [("camel", 1.0), ("on blue", 0.5)]),
         ("at 12:30", [("at 12:30", 1.0)]),
         ("SAND AND SEA :-0.25", [("SAND", 1.0), ("SEA", -0.25)]),
+        ("b :.5 AND c :1e-1", [("b", 0.5), ("c", 0.1)]),
         ("", [("", 1.0)]),
     ],
 )
@@ -141,6 +143,40 @@ def test_prompts_need_a_text_and_a_negative_one_needs_guidance():
         make_generate(config, build(config))
     with pytest.raises(UserError, match="sampling.negative needs guidance"):
         run_of(negative="inverted")
+    with pytest.raises(UserError, match="sampling.negative needs a prompt"):
+        run_of(negative="inverted", guidance=1.0)
+    with pytest.raises(UserError, match="must be a text in UTF-8"):
+        prompt_notes(*run_of(prompts=("\udcff",)))
+
+
+def test_weighted_texts_need_a_text_that_was_dropped():
+    config = run_of(prompts=("three AND inverted",))[0]
+    config.conditioning.words.dropout = 0.0
+    with pytest.raises(UserError, match="need a run whose text was dropped"):
+        make_generate(config, build(config))
+    config.sampling.negative, config.sampling.guidance = "four", 1.0
+    config.conditioning = use("words", dropout=0.1)
+    assert make_generate(config, build(config))
+
+
+def test_autoguidance_takes_one_text():
+    guide = use("autoguidance", weak="weaker")
+    config, parts = run_of(prompts=("three AND four",), guidance=1.0, guide=guide)
+    with pytest.raises(UserError, match="need config.sampling.guide=classifier_free"):
+        make_generate(config, parts, weak=PARAMS)(PARAMS, INDEX)
+
+
+def test_an_image_that_is_told_is_not_mirrored_alone():
+    config = run_of()[0]
+    config.conditioning, config.data.flip = use("image", name="image"), True
+    with pytest.raises(UserError, match="an image that is told is neither mirrored"):
+        build(config)
+
+
+def test_labels_of_samples_by_prompts_are_those_that_they_are_told():
+    config = run_of(prompts=("three", "four"), num=6)[0]
+    config.conditioning = ("label", use("words", length=3, rows=50, dropout=0.1))
+    np.testing.assert_array_equal(sample_labels(config, build(config), 4), [0, 1, 2, 3])
 
 
 def test_the_words_of_a_run_reach_its_loss():
