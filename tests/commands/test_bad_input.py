@@ -103,7 +103,7 @@ OF_SAMPLE = [
     ("model.channels=32", "sampling takes only"),
     ("sampling.sampler.variance=learned_range", "no learned variance"),
     ("sampling.sampler.variance=learned", "did you mean 'learned_range'?"),
-    ("sampling.guidance=2", "conditioning.label.dropout above 0, or a weaker one"),
+    ("sampling.guidance=2", "trained with a condition whose dropout is above 0, as"),
     ("sampling.guidance=nan", "must be finite"),
     ("sampling.guide.interval=3", "0 <= low < high, as in 0.3,3, not (3.0,)"),
     ("sampling.guide.interval=3,1", "0 <= low < high"),

@@ -20,7 +20,7 @@ X0, EPS, OUTPUT = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.floa
 UNDECODABLE = ("eps", "score", "edm")
 # whose error of x0 counts where the target's error of x0 is infinite
 INFINITE = {
-    *itertools.product(("eps", "score"), ("x0", "v", "truncated_snr", "edm")),
+    *itertools.product(("eps", "score"), ("x0", "v", "flow", "truncated_snr", "edm")),
 }
 
 

@@ -116,7 +116,7 @@ def test_the_unconditional_branch_is_evaluated_every_other_step():
 def test_guidance_without_anything_to_lead_away_from_is_refused():
     config, parts = run_of()
     config.conditioning.label.dropout = 0.0
-    said = r"conditioning\.label\.dropout above 0, or a weaker one: .*guide=autoguidance"
+    said = r"dropout is above 0, as .*, or a weaker one: .*guide=autoguidance"
     with pytest.raises(UserError, match=said):
         make_generate(config, parts)(PARAMS, INDEX, w=1.0)
 
