@@ -31,9 +31,9 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255.0
 
 
-def classifier(train) -> SVC:
-    """An SVM (RBF kernel) trained on a source of digits."""
-    return SVC(kernel="rbf", gamma="scale", C=10.0).fit(flat(train.images), train.labels)
+def classifier(images: np.ndarray, labels: np.ndarray) -> SVC:
+    """An SVM (RBF kernel) trained on digits, uint8 [N, 8, 8, 1], and what they show, [N]."""
+    return SVC(kernel="rbf", gamma="scale", C=10.0).fit(flat(images), labels)
 
 
 def edits(path: pathlib.Path) -> int:
@@ -41,7 +41,8 @@ def edits(path: pathlib.Path) -> int:
     as the one arrived at."""
     with np.load(path) as file:
         wanted = file["targets"] if "targets" in file else file["labels"]
-        found = classifier(digits("train")).score(flat(file["results"]), wanted)
+        train = digits("train")
+        found = classifier(train.images, train.labels).score(flat(file["results"]), wanted)
     print(f"{len(wanted)} edited digits recognised: {found:.1%}")
     return 0
 
@@ -84,7 +85,7 @@ def main() -> int:
     asked = np.arange(options.num) % 10
 
     train, test = digits("train"), digits("test")
-    svm = classifier(train)
+    svm = classifier(train.images, train.labels)
     real, drawn = svm.score(flat(test.images), test.labels), svm.score(flat(samples), asked)
     mean = abs(samples.mean() - train.images.mean()) / 255
     std = abs(samples.std() - train.images.std()) / 255

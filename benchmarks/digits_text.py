@@ -12,20 +12,15 @@ import pathlib
 import sys
 
 import numpy as np
-from sklearn.svm import SVC
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks.digits_quality import classifier, flat  # noqa: E402
 from diffusion_jax.data.sources import WORDS, digits  # noqa: E402
 from diffusion_jax.data.texts import decode  # noqa: E402
 from diffusion_jax.evaluation.side_by_side import wilson  # noqa: E402
 from diffusion_jax.runs.draw import draw, make_generate  # noqa: E402
 from diffusion_jax.runs.open import open_run  # noqa: E402
 from diffusion_jax.runs.settings import load  # noqa: E402
-
-
-def flat(images: np.ndarray) -> np.ndarray:
-    """uint8 [N, 8, 8, 1] -> [N, 64] in [0, 1]."""
-    return images.reshape(len(images), -1) / 255.0
 
 
 def said(texts: list[str]) -> dict[str, np.ndarray]:
@@ -55,7 +50,7 @@ def main() -> int:
     train, test = digits("train", captions=True), digits("test", captions=True)
     known, real = (said([decode(row) for row in one.others["text"]]) for one in (train, test))
     for name, wanted in asked.items():
-        judge = SVC(kernel="rbf", gamma="scale", C=10.0).fit(flat(train.images), known[name])
+        judge = classifier(train.images, known[name])
         hits = int((judge.predict(flat(drawn)) == wanted).sum())
         low, high = wilson(hits, len(wanted))
         unseen = judge.score(flat(test.images), real[name])

@@ -171,7 +171,7 @@ class Judge:
 
     def __init__(self):
         train = digits("train")
-        self.classifier = classifier(train)
+        self.classifier = classifier(train.images, train.labels)
         self.real = frechet.statistics([flat(train.images)])
 
     def __call__(self, images: np.ndarray) -> dict:

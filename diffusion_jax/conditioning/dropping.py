@@ -8,12 +8,6 @@ import jax.numpy as jnp
 from diffusion_jax.core.noise import fold_in
 
 
-def check_dropout(dropout: float) -> None:
-    """Raises ValueError unless the share of examples lies in [0, 1)."""
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
-
-
 def part_of(name: str) -> int:
     """The part of an example's randomness that belongs to a condition of that name."""
     return zlib.crc32(name.encode()) >> 1

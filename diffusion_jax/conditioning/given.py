@@ -5,9 +5,9 @@ from typing import Annotated
 import jax.numpy as jnp
 
 from diffusion_jax.conditioning.conditioner import Conditioner
-from diffusion_jax.conditioning.dropping import check_dropout, kept, masked, part_of
+from diffusion_jax.conditioning.dropping import kept, masked, part_of
 from diffusion_jax.core.components import component
-from diffusion_jax.core.settings import TRAINING
+from diffusion_jax.core.settings import TRAINING, check_dropout
 from diffusion_jax.core.types import Kind, Kinds
 from diffusion_jax.data.spec import Spec
 

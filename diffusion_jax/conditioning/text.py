@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.conditioning.conditioner import Conditioner, Prepared
-from diffusion_jax.conditioning.dropping import check_dropout, kept, masked, part_of
+from diffusion_jax.conditioning.dropping import kept, masked, part_of
 from diffusion_jax.core.components import component
-from diffusion_jax.core.settings import TRAINING, above
+from diffusion_jax.core.settings import TRAINING, above, check_dropout
 from diffusion_jax.core.types import Kind, Kinds
 from diffusion_jax.data import texts
 

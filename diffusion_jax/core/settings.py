@@ -50,6 +50,12 @@ def inside(low: float, high: float, **values: float) -> None:
             raise ValueError(f"{name} must lie in [{low:g}, {high:g}], not {value}")
 
 
+def check_dropout(dropout: float) -> None:
+    """Raises ValueError unless the share that is left out lies in [0, 1)."""
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+
+
 def one_of(names: tuple[str, ...], **values: str) -> None:
     """Raises ValueError unless every value is one of the names."""
     for name, value in values.items():

@@ -41,7 +41,7 @@ def taken(kinds: Kinds, network: str, mechanisms: tuple[str, ...]) -> Told:
         if name in RESERVED:
             raise ValueError(f"a condition cannot be named {name!r}, as a part of the network is")
         if kind.how not in mechanisms:
-            known = ", ".join((*mechanisms[:-1],)) + " or " + mechanisms[-1]
+            known = ", ".join(mechanisms[:-1]) + " or " + mechanisms[-1]
             raise ValueError(
                 f"the {network} takes conditions of the kinds {known}; {name!r} is of the kind "
                 f"{kind.how!r}"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import normal, zeros
 
-from diffusion_jax.core.settings import FREE, TRAINING, above, at_least
+from diffusion_jax.core.settings import FREE, TRAINING, above, at_least, check_dropout
 from diffusion_jax.core.types import Kinds, Shape
 from diffusion_jax.models import conditions
 from diffusion_jax.models.embeddings import grid_rotations, grid_sinusoids
@@ -212,8 +212,7 @@ def dit(
         raise ValueError(
             f"rotary positions need heads of channels divisible by 4, not {width // heads}"
         )
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    check_dropout(dropout)
     conditions.check_context(context, context_depth)
     check_dtype(dtype)
     return DiT(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.core.settings import FREE, TRAINING, above, inside
+from diffusion_jax.core.settings import FREE, TRAINING, above, check_dropout, inside
 from diffusion_jax.core.types import Kinds, PyTree, Shape
 from diffusion_jax.models import conditions
 from diffusion_jax.models.kernels.attention import Kind, attention
@@ -297,8 +297,7 @@ def edm2(
     above(0, channels=channels, blocks=blocks, head_channels=head_channels, time_scale=time_scale)
     inside(0, 1, told_share=told_share, skip_share=skip_share)
     inside(0, 1, balance=balance, attention_balance=attention_balance)
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    check_dropout(dropout)
     check_dtype(dtype)
     attended = [m for i, m in enumerate(channel_mult) if 2**i in factors]
     for multiplier in (*attended, channel_mult[-1]):  # the last level's is in the middle, always

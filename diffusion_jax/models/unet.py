@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.core.settings import FREE, TRAINING, above
+from diffusion_jax.core.settings import FREE, TRAINING, above, check_dropout
 from diffusion_jax.core.types import Kinds, Shape
 from diffusion_jax.models import conditions
 from diffusion_jax.models.kernels.attention import Kind
@@ -254,8 +254,7 @@ def unet(
     conditions.check_context(context, context_depth)
     if head_channels < 0:
         raise ValueError(f"head_channels must be at least 0, not {head_channels}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    check_dropout(dropout)
     check_dtype(dtype)
     attended = [m for i, m in enumerate(channel_mult) if 2**i in factors]
     for multiplier in (*attended, channel_mult[-1]):  # the last level's is in the middle, always

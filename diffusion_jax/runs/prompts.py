@@ -78,6 +78,12 @@ class Prompts:
                 "a prompt needs a run that is told a text, as by config.conditioning=words"
             )
         parsed = [parse(prompt) for prompt in sampling.prompts]
+        weighted = any(len(prompt) > 1 or any(w != 1.0 for _, w in prompt) for prompt in parsed)
+        own = (one.values() for one in config.conditioning if one.entry in ENTRIES)
+        if weighted and not sampling.negative and not any(one.get("dropout") for one in own):
+            raise UserError(
+                "weighted texts need a run whose text was dropped in training, or a negative prompt"
+            )
         every = [text for prompt in parsed for text, _ in prompt]
         every += [sampling.negative] * bool(sampling.negative)
         source = prepare(Arrays(None, others={TEXT: encoded(every)}, notes=texts.cut(every)))
@@ -85,12 +91,6 @@ class Prompts:
         examples = pipeline.examples(source, range(len(every)))
         self.entries = {n: a for n, a in examples.items() if n in parts.conditioner.reads}
         most = max(map(len, parsed))
-        weighted = any(len(prompt) > 1 or any(w != 1.0 for _, w in prompt) for prompt in parsed)
-        own = (one.values() for one in config.conditioning if one.entry in ENTRIES)
-        if weighted and not sampling.negative and not any(one.get("dropout") for one in own):
-            raise UserError(
-                "weighted texts need a run whose text was dropped in training, or a negative prompt"
-            )
         self.rows = np.zeros((len(parsed), most), int)
         self.weights = np.zeros((len(parsed), most), np.float32)
         row = 0
