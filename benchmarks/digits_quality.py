@@ -12,6 +12,7 @@ nearest training image. Exits with status 1 where a figure misses its bound."""
 import argparse
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -31,7 +32,7 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255.0
 
 
-def classifier(images: np.ndarray, labels: np.ndarray) -> SVC:
+def classifier(images: Any, labels: Any) -> SVC:
     """An SVM (RBF kernel) trained on digits, uint8 [N, 8, 8, 1], and what they show, [N]."""
     return SVC(kernel="rbf", gamma="scale", C=10.0).fit(flat(images), labels)
 
