@@ -10,7 +10,7 @@ from flax.linen.initializers import lecun_normal, ones, zeros
 
 from diffusion_jax.models.kernels.attention import Kind, attention, masked_attention
 from diffusion_jax.models.kernels.convolution import convolve, upsampled_convolve
-from diffusion_jax.models.kernels.norm import group_norm
+from diffusion_jax.models.kernels.norm import EPSILON, group_norm
 
 
 class Conv(nn.Module):
@@ -45,13 +45,14 @@ class GroupNorm(nn.Module):
     follows."""
 
     silu: bool = False
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x, scale=None, shift=None):
         c = x.shape[-1]
         own_scale = self.param("scale", ones, (c,), jnp.float32)
         bias = self.param("bias", zeros, (c,), jnp.float32)
-        return group_norm(x, own_scale, bias, scale, shift, self.silu)
+        return group_norm(x, own_scale, bias, scale, shift, self.silu, self.epsilon)
 
 
 class Dropout(nn.Module):
@@ -82,6 +83,7 @@ class SelfAttention(nn.Module):
     heads: int = 1
     dtype: jnp.dtype = jnp.float32
     kind: Kind = "auto"  # of the attention
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x):
@@ -89,7 +91,7 @@ class SelfAttention(nn.Module):
         if self.heads < 1 or c % self.heads:
             raise ValueError(f"an attention of {c} channels cannot be cut into {self.heads} heads")
         # Images and positions are one axis, over which the gradients of qkv and out sum.
-        a = GroupNorm(name="norm")(x).astype(self.dtype).reshape(b * h * w, c)
+        a = GroupNorm(epsilon=self.epsilon, name="norm")(x).astype(self.dtype).reshape(b * h * w, c)
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(a)
         qkv = qkv.reshape(b, h * w, 3 * self.heads, c // self.heads)
         q, k, v = jnp.split(qkv, 3, axis=2)

@@ -20,7 +20,7 @@ def groups(channels: int) -> int:
     return math.gcd(32, channels)
 
 
-def plain(x, scale, bias, by=None, to=None, silu: bool = False):
+def plain(x, scale, bias, by=None, to=None, silu: bool = False, epsilon: float = EPSILON):
     """Each group's numbers less their mean over their deviation, times `scale`, plus `bias` [C].
 
     With `by` and `to` [B, C], (1 + by) of that plus to. With `silu`, that activation follows."""
@@ -28,29 +28,31 @@ def plain(x, scale, bias, by=None, to=None, silu: bool = False):
     of_group = x.astype(jnp.float32).reshape(b, -1, groups(c), c // groups(c))
     mean = of_group.mean(axis=(1, 3), keepdims=True)
     variance = of_group.var(axis=(1, 3), keepdims=True)
-    y = ((of_group - mean) / jnp.sqrt(variance + EPSILON)).reshape(b, -1, c) * scale + bias
+    y = ((of_group - mean) / jnp.sqrt(variance + epsilon)).reshape(b, -1, c) * scale + bias
     if by is not None and to is not None:
         y = y * (1 + by[:, None]) + to[:, None]
     return (jax.nn.silu(y) if silu else y).reshape(x.shape).astype(x.dtype)
 
 
-def group_norm(x, scale, bias, by=None, to=None, silu: bool = False):
+def group_norm(x, scale, bias, by=None, to=None, silu: bool = False, epsilon: float = EPSILON):
     """`plain` in two passes over x forward, one for its moments and one for the result, and two
     passes over x and the result's gradient backward. The arguments alone are kept."""
     moved = () if by is None else (by, to)
-    return chosen(silu)(x, scale, bias, *moved)
+    return chosen(silu, epsilon)(x, scale, bias, *moved)
 
 
 @functools.cache
-def chosen(silu: bool) -> Callable:
-    """`group_norm` of a static argument."""
+def chosen(silu: bool, epsilon: float = EPSILON) -> Callable:
+    """`group_norm` of its static arguments."""
+    of = functools.partial(gradients, epsilon=epsilon)
     if silu:
-        forms = {"cpu": two_passes(silu_by_tanh), "default": two_passes(jax.nn.silu)}
-        kept = functools.partial(gradients, through_silu_by_tanh, 0.5, False)
-        again = functools.partial(gradients, through_silu, 1.0, True)
+        activations = {"cpu": silu_by_tanh, "default": jax.nn.silu}
+        kept = functools.partial(of, through_silu_by_tanh, 0.5, False)
+        again = functools.partial(of, through_silu, 1.0, True)
     else:
-        forms = {"default": two_passes(lambda u: u)}
-        kept, again = (functools.partial(gradients, through_none, 1.0, a) for a in (False, True))
+        activations = {"default": lambda u: u}
+        kept, again = (functools.partial(of, through_none, 1.0, a) for a in (False, True))
+    forms = {name: two_passes(one, epsilon) for name, one in activations.items()}
     return in_forms(forms, forms, choose({"cpu": kept, "default": again}))
 
 
@@ -60,11 +62,11 @@ def silu_by_tanh(u):
     return h + h * jnp.tanh(h)
 
 
-def two_passes(activation: Callable) -> Callable:
+def two_passes(activation: Callable, epsilon: float = EPSILON) -> Callable:
     """(x, scale, bias, [by, to]) -> activation(factor x + summand)."""
 
     def form(x, *given):
-        factor, summand = affine(moments(x), *given)
+        factor, summand = affine(moments(x), *given, epsilon=epsilon)
         wide, factor, summand = views(x, factor, summand)[0]
         u = wide.astype(jnp.float32) * factor + summand
         return activation(u).reshape(x.shape).astype(x.dtype)
@@ -79,25 +81,27 @@ def moments(x):
     return wide.mean(axis=1), (wide * wide).mean(axis=1)
 
 
-def affine(moments, scale, bias, by=None, to=None):
+def affine(moments, scale, bias, by=None, to=None, epsilon: float = EPSILON):
     """Factor and summand [B, C] to which statistics, scale, bias, by and to come down."""
     b, c = moments[0].shape
     mean, square = (a.reshape(b, groups(c), -1).mean(axis=-1) for a in moments)
     to_channels = lambda a: jnp.repeat(a, c // groups(c), axis=1)
     variance = jnp.maximum(square - mean * mean, 0.0)
-    factor = to_channels(jax.lax.rsqrt(variance + EPSILON)) * scale
+    factor = to_channels(jax.lax.rsqrt(variance + epsilon)) * scale
     summand = bias - to_channels(mean) * factor
     return (factor, summand) if by is None else (factor * (1 + by), summand * (1 + by) + to)
 
 
-def gradients(through: Callable, unit: float, again: bool, arguments, dy):
+def gradients(through: Callable, unit: float, again: bool, arguments, dy, epsilon: float = EPSILON):
     """Those of (x, scale, bias, [by, to]): a pass for two sums over the positions [B, C], a pass
     for x.
 
     through: (dy, unit u) -> the gradient of u = factor x + summand, times 1 / unit. again: the
     second pass computes it from x and dy again, which is less to move than to keep it."""
     x, *given = arguments
-    (factor, summand), back = jax.vjp(affine, moments(x), *given)
+    (factor, summand), back = jax.vjp(
+        functools.partial(affine, epsilon=epsilon), moments(x), *given
+    )
     _, (wide, f, s), (_, at_x, at_1) = views(x, factor * unit, summand * unit)
     du = through(dy.reshape(wide.shape).astype(jnp.float32), wide.astype(jnp.float32) * f + s)
     both = sum_together if again else lambda *arrays: [a.sum(axis=1) for a in arrays]
