@@ -150,13 +150,14 @@ def _build(config: Config) -> Parts:
     example = lambda: (jnp.zeros((1, *shape)), jnp.zeros((1,)), conditioner.example(1))
 
     @jax.jit  # which traces it once: for the checks here, for shapes, for the parameters
-    def init_params(key):
-        return module.init(key, *example())["params"]
+    def begun(key):
+        output, variables = module.init_with_output(key, *example())
+        return output, variables["params"]
 
-    params = jax.eval_shape(init_params, jax.random.key(0))  # the network's own checks, at no cost
+    init_params = jax.jit(lambda key: begun(key)[1])
+    with recorded() as precisions:  # and the network's own checks, at no cost
+        output, params = jax.eval_shape(begun, jax.random.key(0))
     check_freeze(training.freeze, params)
-    with recorded() as precisions:
-        output = jax.eval_shape(lambda params: network(params, *example()), params)
     variance = learned_or(output.shape[1:], tuple(shape), diffusion.variance)
     weighting = make(diffusion.weighting, {})
     problem = Problem(

@@ -40,9 +40,9 @@ def test_garbage_is_collected_again_after_a_failure():
 
 
 def test_the_network_is_traced_once_for_its_checks_its_shapes_and_its_parameters(monkeypatch):
-    calls, init = [], UNet.init
+    calls, init = [], UNet.init_with_output
     monkeypatch.setattr(
-        UNet, "init", lambda *arguments: calls.append(arguments) or init(*arguments)
+        UNet, "init_with_output", lambda *arguments: calls.append(arguments) or init(*arguments)
     )
     parts, key, layout = build(tiny.tiny_config()), jax.random.key(0), parallel.layout()
     where = layout.state(jax.eval_shape(parts.init_state, key))
