@@ -1,0 +1,20 @@
+"""Super-resolution of the digits, from 4 x 4 to 8 x 8: a cascade in its smallest form.
+
+Command:   python main.py --workdir runs/digits_base4 --config experiments/digits_base4.py
+           python main.py --workdir runs/digits_sr8 --config experiments/digits_sr8.py
+           python main.py sample --workdir runs/digits_base4,runs/digits_sr8
+Hardware:  a laptop's CPU
+Result:    see docs/cascades.md
+"""
+
+from diffusion_jax.runs.config import Config, use
+from experiments import digits
+
+
+def get_config() -> Config:
+    config = digits.get_config()
+    config.conditioning = [use("label", dropout=0.1), use("low", factor=2)]
+    config.training.num_steps = 600
+    config.sampling.sampler, config.sampling.grid = "dpmpp_2m", "logsnr"
+    config.sampling.steps = "20"
+    return config
