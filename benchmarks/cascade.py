@@ -136,7 +136,7 @@ def decibels(images: np.ndarray, truth: np.ndarray) -> float:
 
 def bicubic(low: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 [N, H, W, C] of [N, h, w, C], by Pillow."""
-    size, mode = shape[1::-1], Image.Resampling.BICUBIC
+    size, mode = (shape[1], shape[0]), Image.Resampling.BICUBIC
     enlarge = lambda image: np.asarray(Image.fromarray(image.squeeze()).resize(size, mode))
     return np.stack([enlarge(image) for image in low]).reshape(len(low), *shape)
 

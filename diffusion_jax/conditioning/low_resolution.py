@@ -35,7 +35,7 @@ def low(
 ) -> Conditioner:
     """The example's own image at a lower resolution, with noise of a level that is told, too
     (Saharia et al. 2021; Ho et al. 2022, gaussian conditioning augmentation; Saharia et al. 2022,
-    section 2.3).
+    section 2.4).
 
     The image is what a batch's `image` has as means of factor x factor pixels or, where there is
     none, its entry `low`, [B, H / factor, W / factor, C] in the data's units. In [-1, 1] it gets

@@ -139,6 +139,7 @@ def test_of_nothing_all_is_zero_as_where_it_is_dropped():
     told = conditioner.train(KEYS, {"image": IMAGES})[1]
     dropped = np.asarray(told["low"])[:, 0, 0, -1] == 0
     assert abs(dropped.mean() - 0.3) < 4 * np.sqrt(0.21 / SIZE)
+    assert conditioner.null is not None
     nothing = conditioner.null(told)
     for name in ("low", "low_level"):
         np.testing.assert_array_equal(nothing[name], np.zeros_like(told[name]))

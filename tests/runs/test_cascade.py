@@ -1,6 +1,7 @@
 """Chains of runs: digits of 2 x 2, 4 x 4 and 8 x 8 by networks of one line."""
 
 import json
+import pathlib
 
 import flax.linen as nn
 import jax
@@ -154,7 +155,7 @@ def test_sample_writes_every_stage_of_a_chain(runs, capsys):
 
 def test_evaluate_scores_the_very_samples_of_a_chain(runs, chained, capsys):
     chain = ",".join(map(str, runs[1:]))
-    tiny.evaluate_run(chain, "--config.sampling.seed=3", bits_per_dim=4, num=20)
+    tiny.evaluate_run(pathlib.Path(chain), "--config.sampling.seed=3", bits_per_dim=4, num=20)
     assert "bits/dim" not in capsys.readouterr().out
     (path,) = runs[-1].glob("evaluations/chain2-*/report-20.json")
     report = json.loads(path.read_text())
@@ -166,9 +167,9 @@ def test_evaluate_scores_the_very_samples_of_a_chain(runs, chained, capsys):
 def test_a_run_alone_is_told_the_held_out_examples_own_image(runs):
     config = load(runs[-1] / "config.json")
     run = open_run(config, runs[-1], "")
-    test = sources.digits("test")
-    small = averaged(test.images, 2, rounded=True).astype(np.uint8)
-    given = {"low": lambda index: small[index % 180], "label": lambda i: test.labels[i % 180]}
+    images, labels = sources.digits("test").images, np.asarray(sources.digits("test").labels)
+    small = averaged(images, 2, rounded=True).astype(np.uint8)
+    given = {"low": lambda index: small[index % 180], "label": lambda index: labels[index % 180]}
     index = np.arange(176, 184)  # round and round
     generate = make_generate(config, run.parts, decoded=True)
     own = generate(run.params, index)
@@ -188,7 +189,7 @@ def test_edit_draws_given_images_at_the_runs_resolution(runs, tmp_path):
     small = averaged(test.images[:4], 2, rounded=True).astype(np.uint8)
     np.testing.assert_array_equal(arrays["originals"], test.images[:4])
     np.testing.assert_array_equal(arrays["inputs"], small)
-    np.savez(tmp_path / "small.npz", images=small, labels=test.labels[:4])
+    np.savez(tmp_path / "small.npz", images=small, labels=np.asarray(test.labels)[:4])
     main_run(*words, f"--config.editing.images={tmp_path / 'small.npz'}")
     (given,) = (path for path in (runs[-1] / "edits").iterdir() if path != own)
     again = tiny.arrays(given / "edits.npz")
