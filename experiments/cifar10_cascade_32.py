@@ -14,4 +14,5 @@ def get_config() -> Config:
     config = cifar10_cascade_16.get_config()
     config.data.source = use("tfds", name="cifar10:3.0.2")
     config.data.shape = (32, 32, 3)
+    config.model.attention_resolutions = (16, 8)
     return config

@@ -18,4 +18,5 @@ def get_config() -> Config:
     config.model.attention_resolutions = (8,)
     config.training.num_steps, config.training.batch_size = 1200, 32
     config.sampling.guidance = 0.0  # the small picture says what to draw
+    config.sampling.prompts = ()  # of the held-out examples, as the small pictures are
     return config

@@ -71,8 +71,10 @@ def chosen(given: Given) -> pathlib.Path:
         raise UserError(
             "--against is missing: the folder, file or split that the images are compared with"
         )
-    if given.flags["stage"] and not given.chain or given.chain and images:
-        raise UserError("--stage is of a chain of runs, which --images is not judged with")
+    if given.flags["stage"] and not given.chain:
+        raise UserError("--stage is of a chain of runs, as in --workdir runs/base,runs/sr")
+    if given.chain and images:
+        raise UserError("--images are judged without a chain of runs; --workdir must be one folder")
     try:
         if given.chain:
             return evaluate_chain(given, against)

@@ -15,7 +15,7 @@ from tiny import main_run, mlp_config, pixels
 
 from diffusion_jax.commands import train
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import sources
+from diffusion_jax.data import sources, texts
 from diffusion_jax.data.averaging import averaged
 from diffusion_jax.models.registry import MODELS
 from diffusion_jax.runs import cascade
@@ -209,6 +209,24 @@ def test_a_run_that_is_told_a_low_image_resumes_bit_for_bit(tmp_path, no_picture
     tiny.assert_same_run((config, tmp_path / "whole"), tmp_path / "parts")
 
 
+def test_all_stages_are_asked_for_the_same_texts(tmp_path):
+    """The prompts, or the captions that the first run would take."""
+    workdirs = []
+    for average, conditions in ((2, ()), (1, (TOLD,))):
+        config = config_of(average, use("words", length=4, rows=64, dropout=0.1), *conditions)
+        config.data.source = use("digits", captions=True, average=average)
+        config.data.num_classes, config.sampling.num = 0, 3
+        config.conditioning = [one for one in config.conditioning if one.entry != "label"]
+        workdirs.append(saved(tmp_path / f"run{average}", config))
+    source = sources.digits("test", captions=True)
+    held_out = tuple(texts.decode(source[i]["text"]) for i in range(3))
+    last = opened(workdirs)[-1].config.sampling
+    assert (last.prompts, last.num, last.negative) == (held_out, 3, "")
+    asked = {"prompts": ("three", "one inverted"), "guidance": 1.0, "negative": "nine"}
+    last = opened(workdirs, **asked)[-1].config.sampling
+    assert (last.prompts, last.negative) == (("three", "one inverted"), "")  # it is not guided
+
+
 # Bad input
 
 
@@ -233,6 +251,8 @@ def test_runs_that_are_no_chain_are_one_line(runs, others):
     assert f"is told a label, which {others['unlabelled']} is not" in said(
         others["unlabelled"], runs[2]
     )
+    last = config_of(1, TOLD, use("augmentation"))
+    assert "name it after augmentation" in refusal(build, last)
     first, last = cascade.configs_of(runs[:2])
     first.data.shape = (2, 2, 3)
     channels = refusal(lambda: cascade.check_link(runs[0], first, runs[1], last))
@@ -258,6 +278,8 @@ def test_words_of_a_chain_that_are_wrong_are_one_line(runs, others, tmp_path):
             main_run("sample", *words)
         assert message in str(error.value) and "\n" not in str(error.value)
     assert not (runs[1] / "samples").exists()
+    with pytest.raises(UserError, match="--workdir must be one folder"):
+        main_run("evaluate", "--workdir", chain, "--images=test", "--against=train")
     with pytest.raises(UserError, match="is of a run that is told an image of low"):
         main_run("edit", "--workdir", runs[0], "--config.editing.task=super_resolution")
     np.savez(tmp_path / "large.npz", images=np.zeros((1, 8, 8, 1), np.uint8))
