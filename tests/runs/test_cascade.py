@@ -252,6 +252,7 @@ def test_runs_that_are_no_chain_are_one_line(runs, others):
         others["unlabelled"], runs[2]
     )
     last = config_of(1, TOLD, use("augmentation"))
+    last.data.flip = False
     assert "name it after augmentation" in refusal(build, last)
     first, last = cascade.configs_of(runs[:2])
     first.data.shape = (2, 2, 3)
