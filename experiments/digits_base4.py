@@ -2,7 +2,7 @@
 
 Command:   python main.py --workdir runs/digits_base4 --config experiments/digits_base4.py
 Hardware:  a laptop's CPU
-Result:    see experiments/digits_sr8.py, which draws from what this run draws
+Result:    of use to experiments/digits_sr8.py alone, which is told what this run draws
 """
 
 from diffusion_jax.runs.config import Config, use
