@@ -4,8 +4,8 @@ Command:   python main.py --workdir runs/digits_base4 --config experiments/digit
            python main.py --workdir runs/digits_sr8 --config experiments/digits_sr8.py
            python main.py sample --workdir runs/digits_base4,runs/digits_sr8
 Hardware:  a laptop's CPU
-Result:    FID 0.34 by the digits' features with the base run, where one run of the same training time
-           has 0.20; held-out digits 3.4 dB above bicubic, 5.9 dB as means of 8 samples
+Result:    FID 0.34 by the digits' features with the base run, where one run of the same training
+           time has 0.20; held-out digits 3.4 dB above bicubic, 5.9 dB as means of 8 samples
            (benchmarks/cascade.py, docs/results.md)
 """
 
