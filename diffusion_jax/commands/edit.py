@@ -11,11 +11,13 @@ import numpy as np
 import tqdm
 from PIL import Image
 
+from diffusion_jax.conditioning import low_resolution
 from diffusion_jax.core import noise
 from diffusion_jax.core.errors import UserError, nearest
 from diffusion_jax.core.files import make_folder, new_folder
 from diffusion_jax.core.noise import example_keys
 from diffusion_jax.data import pipeline
+from diffusion_jax.data.averaging import averaged
 from diffusion_jax.devices.parallel import equal_batches, map_examples, precision
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
@@ -28,6 +30,7 @@ from diffusion_jax.runs.open import check_same, restore_params, weak_params
 from diffusion_jax.runs.prompts import Prompts
 from diffusion_jax.runs.settings import copy
 
+SUPER_RESOLUTION = "super_resolution"
 INVERTING = ("reconstruct", "interpolate", "translate")
 INVERTIBLE = ("ddim", "euler", "heun", "heun_flow", "dpm_solver_2", "dpm_solver_3", "adaptive_ode")
 
@@ -55,6 +58,12 @@ def check_editing(config: Config) -> None:
         raise UserError(
             f"config.editing.label must be -1, for the next class, or 0 to {classes - 1}, not "
             f"{settings.label}"
+        )
+    told_low = any(one.entry == low_resolution.NAME for one in config.conditioning)
+    if settings.task == SUPER_RESOLUTION and not told_low:
+        raise UserError(
+            "config.editing.task=super_resolution is of a run that is told an image of low "
+            "resolution, as by config.conditioning=low; this one is not"
         )
     if settings.task not in INVERTING:
         return
@@ -153,6 +162,9 @@ def load_images(config: Config) -> dict[str, np.ndarray]:
     """The examples that are edited, at most editing.num: `image` uint8 [N, H, W, C], `label` int32
     [N] where the run has classes, and what else the split's examples have."""
     settings, shape, path = config.editing, tuple(config.data.shape), config.editing.images
+    if settings.task == SUPER_RESOLUTION:
+        factor = config.conditioning.low.factor
+        shape = (shape[0] // factor, shape[1] // factor, shape[2])
     classes = draw.classes(config)
     if not path:
         source = load_source(config, settings.split)
@@ -172,6 +184,14 @@ def load_images(config: Config) -> dict[str, np.ndarray]:
     if settings.task == "interpolate" and len(given["image"]) < 2:
         raise UserError("config.editing.task=interpolate needs two images or more")
     return given
+
+
+def lowered(config: Config, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The examples with `low`, their image at low resolution, in place of `image`."""
+    low = given["image"]
+    if not config.editing.images:
+        low = averaged(low, config.conditioning.low.factor, rounded=True).astype(np.uint8)
+    return {low_resolution.NAME: low} | {n: a for n, a in given.items() if n != "image"}
 
 
 def by_prompts(config: Config, parts: Parts, count: int) -> dict[str, np.ndarray]:
@@ -198,7 +218,7 @@ def load_file(config: Config, path: str, shape: tuple, classes: int) -> dict[str
 
 def apply(job: Job, params, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the task makes of the images, on all devices, sampling.batch_size at a time."""
-    config, count = job.config, len(given["image"])
+    config, count = job.config, len(next(iter(given.values())))
     task, codec = config.editing.task, job.parts.codec
     given = given | {"index": np.arange(count)}
     if task == "translate":
@@ -236,7 +256,11 @@ def picture(task: str, originals: np.ndarray, done: dict[str, np.ndarray]) -> np
         pairs = originals[: 2 * len(results)].reshape((len(results), 2) + originals.shape[1:])
         shown = np.concatenate([pairs[:, :1], results, pairs[:, 1:]], axis=1).swapaxes(0, 1)
     else:
-        shown = np.stack([originals, pictures.to_uint8(done["inputs"]), results], axis=1)
+        inputs = pictures.to_uint8(done["inputs"])
+        times = results.shape[1] // inputs.shape[1]  # above 1 of super-resolution
+        seen = [originals] if originals.shape == results.shape else []
+        seen += [inputs.repeat(times, axis=1).repeat(times, axis=2), results]
+        shown = np.stack(seen, axis=1)
     return pictures.enlarge(
         pictures.tile(shown.reshape((-1,) + shown.shape[2:]), shown.shape[1]), 800
     )
@@ -249,7 +273,8 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     edits.npz holds uint8 `originals` [N, H, W, C], `results` and, but for an interpolation,
     `inputs`, what was done to the originals; `labels` [N] where the run has classes, `targets` [N]
     of a translation, `mask` of a painting, and `errors`, float, of a reconstruction. An
-    interpolation's `results` are [N / 2, F, H, W, C], at its `fractions` [F]."""
+    interpolation's `results` are [N / 2, F, H, W, C], at its `fractions` [F]. Of super-resolution
+    `inputs` are what the run is told, and a file's images have no `originals`."""
     only = "edit takes only config.editing.* and config.sampling.* settings"
     check_same(config, workdir, only)
     parts, settings, sampling = build(config), config.editing, config.sampling
@@ -273,6 +298,9 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     if note := draw.advice(config, parts.grid):
         print(note)
     make_folder(workdir / "edits")
+    originals = given["image"]
+    if settings.task == SUPER_RESOLUTION:
+        given = lowered(config, given)
     done = apply(job, (params, weak), given)
 
     detail = {
@@ -285,8 +313,10 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     kind += f"-{sampling.sampler.entry}-{sampling.steps}" + ("" if sampling.ema else "-raw")
     kind += f"-guidance{sampling.guidance:g}" if sampling.guidance else ""
     folder = new_folder(workdir / "edits", f"{kind}-seed{sampling.seed}")
-    pictures.save(folder / "grid.png", picture(settings.task, given["image"], done))
-    arrays: dict[str, Any] = {"originals": given["image"]} | done
+    pictures.save(folder / "grid.png", picture(settings.task, originals, done))
+    arrays: dict[str, Any] = {"originals": originals} | done
+    if settings.task == SUPER_RESOLUTION and settings.images:
+        del arrays["originals"]
     seen = [name for name in ("inputs", "results") if name in done]
     arrays |= {name: pictures.to_uint8(done[name]) for name in seen}
     arrays |= {"labels": given["label"]} if "label" in given else {}

@@ -1,6 +1,7 @@
 """Scores a run's samples, or any two sets of images: FID and its kin, bits/dim, memorisation.
 
     python main.py evaluate --workdir DIR [--against SET]
+    python main.py evaluate --workdir DIR,DIR [--against SET]
     python main.py evaluate --workdir DIR --images SET --against SET
 
 A SET is a folder, an .npz, an .npy or a split of the run's data.
@@ -10,6 +11,7 @@ import json
 import os
 import pathlib
 import signal
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,7 +25,7 @@ from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
 from diffusion_jax.interop.files import fingerprint
 from diffusion_jax.modalities import pictures
-from diffusion_jax.runs import folders
+from diffusion_jax.runs import cascade, folders
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import make_generate
@@ -42,8 +44,10 @@ from diffusion_jax.training.events import Events
 FLAGS = {
     "images": Flag("", "images to be judged, in place of the run's samples"),
     "against": Flag("", "images to judge them by"),
+    "stage": Flag((), "a setting of one run of a chain, as 1:sampling.steps=50; again for others"),
 }
-NEEDS = Needs(alone=("images",))
+NEEDS = Needs(alone=("images",), chain=True)
+ONLY = "evaluate takes only config.sampling, .evaluation and .likelihood settings"
 GRID = 100  # samples in the picture
 # settings of sampling that change no sample
 NOT_HOW = ("num", "batch_size", "gif", "strip", "predicted")
@@ -67,7 +71,13 @@ def chosen(given: Given) -> pathlib.Path:
         raise UserError(
             "--against is missing: the folder, file or split that the images are compared with"
         )
+    if given.flags["stage"] and not given.chain:
+        raise UserError("--stage is of a chain of runs, as in --workdir runs/base,runs/sr")
+    if given.chain and images:
+        raise UserError("--images are judged without a chain of runs; --workdir must be one folder")
     try:
+        if given.chain:
+            return evaluate_chain(given, against)
         if not images and given.config.evaluation.ema_lengths:
             return sweep(given.config, given.workdir, against)
         if not images:
@@ -80,16 +90,28 @@ def chosen(given: Given) -> pathlib.Path:
         ) from error
 
 
-def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathlib.Path:
+def evaluate_chain(given: Given, against: str) -> pathlib.Path:
+    """`evaluate` of a chain's samples, in the last run's workdir."""
+    configs = cascade.given_configs(given)
+    if configs[-1].evaluation.ema_lengths:
+        raise UserError("config.evaluation.ema_lengths are of one run, not of a chain")
+    configs[-1].evaluation.bits_per_dim = 0  # a chain has no density
+    stages = cascade.open_chain(given.chain, configs, ONLY, configs[-1].evaluation.num)
+    return evaluate(configs[-1], given.workdir, against, stages)
+
+
+def evaluate(
+    config: Config, workdir: pathlib.Path, against: str = "", stages: Sequence[cascade.Stage] = ()
+) -> pathlib.Path:
     """Scores evaluation.num samples of a run; writes workdir/evaluations/<how>/report-<num>.json
     and pictures; its path.
 
     against: a folder, an .npz or .npy of images, a file of statistics, or a split; empty for the
     training split. Samples and references whose features were made before, by this command or one
-    that was stopped, are not made again."""
+    that was stopped, are not made again. stages: of a chain, whose last run this is; its samples
+    are scored, and bits/dim left out."""
     settings, data = config.evaluation, config.data
-    only = "evaluate takes only config.sampling, .evaluation and .likelihood settings"
-    run = open_run(config, workdir, only)
+    run = stages[-1].run if stages else open_run(config, workdir, ONLY)
     check_measures(config, run.parts)
     check_writable(workdir / "evaluations")
     function = features.load(settings.features, settings.weights)
@@ -97,22 +119,28 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
         against or data.train_split, run_data(config), function, settings.batch_size
     )
     check_width(function, tuple(data.shape), reference)
-    values = as_values(config.sampling)
-    sampling = {name: value for name, value in values.items() if name not in NOT_HOW}
     protocol = {
         "step": run.step,
         "ema": config.sampling.ema,
         "network": fingerprint(run.params),
-        "sampling": sampling,
+        "sampling": how_sampled(as_values(config.sampling)),
     }
+    if any(one.entry == cascade.LOW for one in config.conditioning):
+        protocol |= {"conditioning": as_values(config.conditioning)}
     protocol |= {"features": function.record} | (
         {"weak": fingerprint(run.weak)} if run.weak is not None else {}
     )
-    how = f"{manner(config, run.parts, run.step)}-{function.name}-{key(protocol)}"
+    if stages:
+        protocol |= {"chain": chain_protocol(stages)}
+    named = cascade.manner_of(stages) if stages else manner(config, run.parts, run.step)
+    how = f"{named}-{function.name}-{key(protocol)}"
     shown = max(GRID, settings.memorised)
     extracted = Extracted(workdir / "evaluations" / how, protocol, tuple(data.shape), shown)
-    generate = make_generate(config, run.parts, weak=run.weak, decoded=True)
-    samples = sampled(generate, run.params)
+    if stages:
+        samples = cascade.samples(stages)
+    else:
+        generate = make_generate(config, run.parts, weak=run.weak, decoded=True)
+        samples = sampled(generate, run.params)
     extract(extracted, function, samples, settings.num, settings.batch_size, "samples")
 
     # by all processes, as the samples
@@ -139,6 +167,20 @@ def evaluate(config: Config, workdir: pathlib.Path, against: str = "") -> pathli
             events.scalar(f"evaluation-{settings.num}/{name}", value, run.step)
     print(summary(report))
     return path
+
+
+def how_sampled(values: dict) -> dict:
+    """What samples depend on of the settings of sampling."""
+    return {name: value for name, value in values.items() if name not in NOT_HOW}
+
+
+def chain_protocol(stages: Sequence[cascade.Stage]) -> list[dict]:
+    """What a chain's samples depend on, but for the last run's."""
+    return [
+        record
+        | {"network": fingerprint(stage.run.params), "sampling": how_sampled(record["sampling"])}
+        for stage, record in zip(stages, cascade.records(stages), strict=True)
+    ]
 
 
 def sweep(config: Config, workdir: pathlib.Path, against: str = "") -> pathlib.Path:

@@ -1,9 +1,10 @@
 """Conditioning: what a network is told beside x and t."""
 
 from diffusion_jax.conditioning.augment import augmentation
-from diffusion_jax.conditioning.conditioner import Conditioner, joined
+from diffusion_jax.conditioning.conditioner import Conditioner, joined, told_in_sampling
 from diffusion_jax.conditioning.given import given, image, numbers
 from diffusion_jax.conditioning.labels import label
+from diffusion_jax.conditioning.low_resolution import low
 from diffusion_jax.conditioning.text import Encoders, text
 from diffusion_jax.conditioning.words import words
 
@@ -14,6 +15,7 @@ CONDITIONERS = {
     "text": text,
     "numbers": numbers,
     "image": image,
+    "low": low,
     "given": given,
 }
 
@@ -26,7 +28,9 @@ __all__ = [
     "image",
     "joined",
     "label",
+    "low",
     "numbers",
     "text",
+    "told_in_sampling",
     "words",
 ]

@@ -16,6 +16,8 @@ class Conditioner(NamedTuple):
     where the network was never trained for that. example: n -> a cond of n examples of the right
     shapes, for init, plan and export. prepare: a source -> one whose examples have what `reads`
     names, where that is computed on the host, as tokens are of a text; None for a source as it is.
+    sample: (keys [B] or None, batch) -> cond, what is told where examples are drawn; None for what
+    `train` tells without keys.
     """
 
     kinds: Kinds
@@ -24,6 +26,15 @@ class Conditioner(NamedTuple):
     null: Callable[[Cond], Cond] | None
     example: Callable[[int], Cond]
     prepare: Callable[[Any], Any] | None = None
+    sample: Callable[[Any, Batch], Cond] | None = None
+
+
+def told_in_sampling(conditioner: Conditioner, keys: Any, batch: Batch) -> dict[str, Any]:
+    """What the network is told where examples are drawn, each by its own key of keys [B], or None
+    for no randomness."""
+    if conditioner.sample is None:
+        return dict(conditioner.train(None, batch)[1])
+    return dict(conditioner.sample(keys, batch))
 
 
 def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
@@ -53,6 +64,10 @@ def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
     def example(n):
         return {name: value for one in conditioners for name, value in one.example(n).items()}
 
+    def sample(keys, batch):
+        found = (told_in_sampling(one, keys, batch) for one in conditioners)
+        return {name: value for told in found for name, value in told.items()}
+
     def prepare(source):
         for one in conditioners:
             source = one.prepare(source) if one.prepare else source
@@ -65,6 +80,7 @@ def joined(conditioners: Sequence[Conditioner]) -> Conditioner:
         null=null if any(one.null for one in conditioners) else None,
         example=example,
         prepare=prepare if any(one.prepare for one in conditioners) else None,
+        sample=sample if any(one.sample for one in conditioners) else None,
     )
 
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.core.settings import FREE
+from diffusion_jax.core.settings import FREE, at_least
 from diffusion_jax.data import texts
 from diffusion_jax.data.arrays import CAPTIONS, Arrays, arrays
+from diffusion_jax.data.averaging import averaged
 from diffusion_jax.data.emoji import emoji
 from diffusion_jax.data.folder import folder
 from diffusion_jax.data.spec import Declared, spec_of
@@ -27,7 +28,7 @@ from diffusion_jax.data.spec import Declared, spec_of
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def digits(split: str, captions: bool = False) -> Arrays:
+def digits(split: str, captions: bool = False, average: int = 1) -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8 x 8 grayscale (UCI, Alpaydin & Kaynak 1998), their
     0 ... 16 made 0 ... 255.
 
@@ -37,13 +38,16 @@ def digits(split: str, captions: bool = False) -> Arrays:
     Args:
       captions: each digit twice, the second time black on white, with the entry text: "three",
         "three inverted".
+      average: the images are the means of so many by so many pixels, as 2 for 4 x 4 images.
     """
+    at_least(1, average=average)
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
         raise UserError(f"the digits have the splits train and test, not {split!r}")
     pixels, target = load_digits(return_X_y=True)
     images = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    images = averaged(images, average, rounded=True).astype(np.uint8)
     chosen = (np.arange(len(images)) % 10 == 0) == (split == "test")
     images, labels = images[chosen], np.asarray(target[chosen], np.int32)
     if not captions:
@@ -56,7 +60,8 @@ def digits(split: str, captions: bool = False) -> Arrays:
 
 class Tfds:
     """A source over a `tfds.data_source`, read without TensorFlow. caption: the feature that holds
-    the texts, "" where there are none."""
+    the texts, "" where there are none. average: of so many by so many pixels are the means the
+    images."""
 
     range = None  # of floats; these are bytes
 
@@ -67,11 +72,12 @@ class Tfds:
         splits: dict[str, int],
         caption: str = "",
         undecoded: Any = None,
+        average: int = 1,
     ):
         self.examples, self.class_names, self.splits = examples, class_names, splits
         self.caption = caption
         self.undecoded = examples if undecoded is None else undecoded
-        self.num_classes = len(class_names)
+        self.num_classes, self.average = len(class_names), average
 
     @property
     def texts(self) -> np.ndarray | None:
@@ -88,8 +94,11 @@ class Tfds:
         example = self.examples[int(i)]
         if "image" not in example:
             return example
+        image = example["image"]
+        if self.average > 1:
+            image = averaged(image, self.average, rounded=True).astype(np.uint8)
         found = {
-            "image": example["image"],
+            "image": image,
             "label": np.int32(example["label"] if self.num_classes else 0),
         }
         if self.caption:
@@ -122,7 +131,7 @@ def caption_of(features) -> str:
     return next((name for name in CAPTIONS if name in features and has_text(features[name])), "")
 
 
-def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
+def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "", average: int = 1) -> Tfds:
     """An image data set of TensorFlow Datasets, prepared as ArrayRecord.
 
     A feature named text or caption (of several captions the first) is the entry "text". Where the
@@ -132,7 +141,9 @@ def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
     Args:
       name: the data set, as in cifar10 or cifar10:3.0.2.
       folder: where it is prepared; empty for TFDS_DATA_DIR, else tfds's own default.
+      average: the images are the means of so many by so many pixels, as 2 for half the size.
     """
+    at_least(1, average=average)
     if not name:
         setting = "config.data.source.name"
         raise UserError(f"{setting} is empty; it is the data set, as in --{setting}=cifar10:3.0.2")
@@ -153,7 +164,7 @@ def tfds(split: str, name: str = "", folder: Annotated[str, FREE] = "") -> Tfds:
         examples, undecoded = builder.as_data_source(split=split), None
         if caption and "image" in features:
             undecoded = builder.as_data_source(split=split, decoders={"image": skip()})
-        return Tfds(examples, class_names, splits, caption, undecoded)
+        return Tfds(examples, class_names, splits, caption, undecoded, average)
     except UserError:
         raise
     except Exception as error:  # tfds raises a different class for each of a hundred causes

@@ -54,6 +54,12 @@ def check_together(config: Config) -> None:
             "config.conditioning: an image that is told is neither mirrored nor transformed with "
             "the example; set data.flip=false and leave out augmentation"
         )
+    if "low" in conditions and data.modality.entry != "images":
+        raise UserError(f"config.conditioning: low is of images, not of {data.modality.entry}")
+    if "low" in conditions and "augmentation" in conditions[conditions.index("low") :]:
+        raise UserError(
+            "config.conditioning: low is of the transformed image: name it after augmentation"
+        )
     if sampling.negative and not sampling.prompts:
         raise UserError("config.sampling.negative needs a prompt: config.sampling.prompts is empty")
     if not sampling.ema and (sampling.ema_length or config.evaluation.ema_lengths):

@@ -35,25 +35,31 @@ class Needs(NamedTuple):
 
     workdir: whether it must be given where --config is. config: whether --config must be given;
     otherwise the workdir's config.json is meant. alone: flags beside which a run is not needed.
+    chain: whether --workdir may name several runs, one after the other, with commas between.
     """
 
     workdir: bool = True
     config: bool = False
     nothing: bool = False  # neither of them, nor any other flag
     alone: tuple[str, ...] = ()
+    chain: bool = False
 
 
 class Given(NamedTuple):
     """What a command was told.
 
     config: where there is none, of a run or by --config, it holds the defaults, and `declared` says
-    whether data.shape was given. flags: those of the command's FLAGS, with their defaults.
+    whether data.shape was given. flags: those of the command's FLAGS, with their defaults. Of a
+    chain of runs `chain` has the folders, of which `workdir` is the last, and `settings` what the
+    command line sets, path -> text; `config` is the last run's own, or that of --config.
     """
 
     workdir: pathlib.Path
     config: Config
     flags: Mapping[str, Any]
     declared: bool = True
+    chain: tuple[pathlib.Path, ...] = ()
+    settings: Mapping[str, str] = types.MappingProxyType({})
 
 
 def names() -> dict[str, pathlib.Path]:
@@ -152,7 +158,8 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
     for name, flag in own.items():
         if flag.required and not values[name]:
             raise UserError(f"--{name} is missing: {flag.required}")
-    folder = workdir_path(workdir) if workdir else pathlib.Path()
+    chain = chain_of(workdir) if needs.chain else ()
+    folder = chain[-1] if chain else workdir_path(workdir) if workdir else pathlib.Path()
     stored = folder / "config.json"
     if file:
         config = load(file)
@@ -170,8 +177,17 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
         )
     else:
         config = load(stored)
+    if chain:
+        return Given(folder, config, values, declared, chain, settings)
     override(config, settings)
     return Given(folder, config, values, declared)
+
+
+def chain_of(text: str) -> tuple[pathlib.Path, ...]:
+    """The folders of a chain of runs, runs/base,runs/sr; none where the text is one folder."""
+    if "," not in text or pathlib.Path(text).exists():
+        return ()
+    return tuple(workdir_path(part.strip()) for part in text.split(","))
 
 
 def check_names(settings: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """How a run draws: its guidance, and `make_generate`, which joins sampler, grid and network on all
 devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 import tqdm
 
 from diffusion_jax import samplers
+from diffusion_jax.conditioning import low_resolution, told_in_sampling
 from diffusion_jax.core import noise
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in, initial_noise
@@ -71,23 +72,34 @@ def labels(config: Config, index: np.ndarray) -> np.ndarray:
     return index % config.data.num_classes if label < 0 else np.full_like(index, label)
 
 
-def make_asked(config: Config, parts: Parts, prompts: Prompts | None = None) -> Callable:
+# entry of a batch -> (index [n]) -> the rows [n, ...] of these samples
+Given = Mapping[str, Callable[[np.ndarray], np.ndarray]]
+
+
+def make_asked(
+    config: Config, parts: Parts, prompts: Prompts | None = None, given: Given | None = None
+) -> Callable:
     """asked(index [n]) -> the entries of a batch by which sample number index[j] is conditioned.
 
-    Labels are as `labels` says, texts those of the prompts, where there are any. What else the
-    network is told is that of the held-out example of the same number, round and round, and so is
-    its label where none is asked for."""
-    of_prompts = set(prompts.entries) if prompts else set()
-    others = [name for name in parts.conditioner.reads if name not in {"label", *of_prompts}]
+    Labels are as `labels` says, texts those of the prompts, where there are any, and what is given
+    is taken. What else the network is told is that of the held-out example of the same number,
+    round and round, and so is its label where none is asked for; a low-resolution image that is
+    not given is that example's own."""
+    given = given or {}
+    known = {"label", *given, *(prompts.entries if prompts else ())}
+    if low_resolution.NAME in given:
+        known.add(low_resolution.IMAGE)
+    others = [name for name in parts.conditioner.reads if name not in known]
     source = load_source(config, config.data.eval_split) if others else None
 
     def asked(index: np.ndarray) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = prompts.asked(index) if prompts else {}
+        found: dict[str, np.ndarray] = {name: rows(index) for name, rows in given.items()}
+        found |= prompts.asked(index) if prompts else {}
         if source is not None:
             examples = pipeline.examples(source, index % len(source))
             found |= {name: examples[name] for name in others}
             if config.sampling.label < 0 and "label" in parts.conditioner.reads:
-                found["label"] = examples["label"]
+                found.setdefault("label", examples["label"])
         if "label" in parts.conditioner.reads and "label" not in found:
             found["label"] = labels(config, index).astype(np.int32)
         return found
@@ -212,9 +224,10 @@ def make_run_sampler(
     return cached(parts.sampler, other, build, parts.guide.every, between)
 
 
-def told(parts: Parts, asked: dict) -> dict:
-    """What the network is told of examples, within a jit. asked: entries of their batch."""
-    return dict(parts.conditioner.train(None, asked)[1])
+def told(parts: Parts, asked: dict, keys: Any = None) -> dict:
+    """What the network is told of examples, within a jit. asked: entries of their batch. keys [B]:
+    the samples', of what is told at random; None for nothing random."""
+    return told_in_sampling(parts.conditioner, keys, asked)
 
 
 def make_generate(
@@ -223,6 +236,7 @@ def make_generate(
     trajectory: bool = False,
     weak: PyTree = None,
     decoded: bool = False,
+    given: Given | None = None,
 ) -> Started:
     """generate(params, index, seed=None, w=None) -> x0 [n, *shape], on all devices; decoded: the
     data that they stand for, such as uint8 images [n, H, W, C], without trajectory.
@@ -231,18 +245,19 @@ def make_generate(
     scalars or one an example, are sampling.seed and sampling.guidance where not given; their values
     compile nothing anew, but w = 0 for all leaves guidance out. weak: the parameters of
     sampling.guide.weak, from `runs.open.weak_params`. With trajectory: (x0, `samplers.Path` with
-    examples first).
+    examples first). given: entries of the samples' batch, as `low`, in place of what `make_asked`
+    would take.
     """
     sampling, shape = config.sampling, tuple(parts.codec.shape)
     prompts = Prompts(config, parts) if sampling.prompts else None
-    asked = make_asked(config, parts, prompts)
+    asked = make_asked(config, parts, prompts, given)
 
     def draw(all_params, examples):
         params, weak = (parts.cast(one) for one in all_params)
         key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
         keys = jax.vmap(key)(examples["seed"], examples["index"])
-        cond = told(parts, examples["asked"])
-        more = composed(parts, examples["asked"], examples.get("beside"))
+        cond = told(parts, examples["asked"], keys)
+        more = composed(parts, examples["asked"], examples.get("beside"), keys)
         run = (config, parts, params, cond, examples.get("w"), weak, more)
         denoiser, sampler = make_run_denoiser(*run), make_run_sampler(*run)
         first = jax.tree.map(lambda a: a[0], parts.grid)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.conditioning import low_resolution
 from diffusion_jax.core.noise import fold_in, initial_noise
 from diffusion_jax.core.types import Denoiser, Level, Sampler
 from diffusion_jax.denoisers import classifier_free
@@ -13,7 +14,7 @@ from diffusion_jax.likelihood import ode
 from diffusion_jax.runs.build import Parts
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import make_run_denoiser, make_run_sampler, told
-from diffusion_jax.samplers import editing
+from diffusion_jax.samplers import editing, sample
 
 FRACTIONS = np.linspace(0.0, 1.0, 9, dtype=np.float32)  # of the way between two interpolated images
 GREY = 128  # what removed pixels are in the picture
@@ -30,15 +31,19 @@ class Job(NamedTuple):
         """The denoiser of examples, unguided; asked: what they are conditioned by."""
         return make_run_denoiser(self.config, self.parts, params[0], told(self.parts, asked))
 
-    def drawing(self, params, asked: dict) -> tuple[Sampler, Denoiser]:
-        """The sampler and the denoiser of examples, guided as config.sampling says."""
-        weight, cond = self.config.sampling.guidance or None, told(self.parts, asked)
+    def drawing(self, params, asked: dict, keys=None) -> tuple[Sampler, Denoiser]:
+        """The sampler and the denoiser of examples, guided as config.sampling says; by their keys
+        what they are told at random."""
+        weight, cond = self.config.sampling.guidance or None, told(self.parts, asked, keys)
         run = (self.config, self.parts, params[0], cond, weight, params[1])
         return make_run_sampler(*run), make_run_denoiser(*run)
 
     def asked(self, given: dict, prefix: str = "", **changed) -> dict:
         """What the network reads of the given examples, or of those whose names have a prefix."""
-        own = {name: given[prefix + name] for name in self.parts.conditioner.reads}
+        names = [*self.parts.conditioner.reads]
+        if low_resolution.NAME in given:  # in place of the image that it would be made of
+            names = [low_resolution.NAME, *(n for n in names if n != low_resolution.IMAGE)]
+        own = {name: given[prefix + name] for name in names}
         return own | {name: value for name, value in changed.items() if name in own}
 
     def shown(self, x, i: int = 0):
@@ -51,7 +56,7 @@ def image_to_image(job: Job, params, given: dict) -> dict:
     """SDEdit: an image noised part of the way, editing.strength, and drawn from there."""
     strength, grid, x0 = job.config.editing.strength, job.parts.grid, given["x0"]
     x, rest = editing.noised(fold_in(given["keys"], 0), x0, grid, strength)
-    drawing = job.drawing(params, job.asked(given))
+    drawing = job.drawing(params, job.asked(given), given["keys"])
     result = editing.image_to_image(*drawing, given["keys"], x0, grid, strength)
     return {"inputs": job.shown(x, -len(rest.t)), "results": result}
 
@@ -68,7 +73,7 @@ def inpaint(job: Job, params, given: dict) -> dict:
     x0, keys, grid = given["x0"], given["keys"], job.parts.grid
     first = Level(*(jnp.asarray(a)[0] for a in grid))
     x_init = initial_noise(fold_in(keys, 0), x0.shape[1:], first)
-    drawing = job.drawing(params, job.asked(given))
+    drawing = job.drawing(params, job.asked(given), given["keys"])
     result = editing.inpaint(
         *drawing, fold_in(keys, 1), x_init, x0, job.mask, grid, job.config.editing.resamples
     )
@@ -100,7 +105,18 @@ def translate(job: Job, params, given: dict) -> dict:
     return {"inputs": job.shown(latent), "results": editing.decode(target, latent, grid, sampler)}
 
 
+def super_resolution(job: Job, params, given: dict) -> dict:
+    """SR3: an image of low resolution, `low`, drawn anew at the run's, as `sample` draws."""
+    keys, grid = given["keys"], job.parts.grid
+    first = jax.tree.map(lambda a: a[0], grid)
+    x_init = initial_noise(fold_in(keys, 0), tuple(job.parts.codec.shape), first)
+    sampler, denoiser = job.drawing(params, job.asked(given), keys)
+    result = sample(sampler, denoiser, fold_in(keys, 1), x_init, grid)
+    return {"inputs": given[low_resolution.NAME] / 127.5 - 1.0, "results": result}
+
+
 TASKS = {
+    "super_resolution": super_resolution,
     "image_to_image": image_to_image,
     "reconstruct": reconstruct,
     "inpaint": inpaint,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.conditioning import told_in_sampling
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Cond
 from diffusion_jax.data import pipeline, texts
@@ -121,11 +122,14 @@ class Prompts:
         return {"others": others, "shares": weights / total[:, None], "total": total, "away": away}
 
 
-def composed(parts: Parts, asked: dict, beside: dict[str, Any] | None) -> Composed | None:
-    """What `Prompts.beside` says, told; within a jit. asked: the entries of the samples' batch."""
+def composed(
+    parts: Parts, asked: dict, beside: dict[str, Any] | None, keys: Any = None
+) -> Composed | None:
+    """What `Prompts.beside` says, told; within a jit. asked: the entries of the samples' batch;
+    keys [B]: the samples'."""
     if not beside:
         return None
-    told = lambda entries: dict(parts.conditioner.train(None, {**asked, **entries})[1])
+    told = lambda entries: told_in_sampling(parts.conditioner, keys, {**asked, **entries})
     away = told(beside["away"]) if beside["away"] else None
     others = tuple(map(told, beside["others"]))
     return Composed(others, beside["shares"], beside["total"], away)

@@ -53,6 +53,19 @@ def test_digits_are_scikit_learns_without_one_in_both_splits():
     )
 
 
+def test_sources_yield_the_means_of_squares_of_pixels():
+    whole, halved = sources.digits("test"), sources.digits("test", average=2)
+    squares = whole.images.astype(float).reshape(180, 4, 2, 4, 2, 1)
+    np.testing.assert_array_equal(halved.images, np.round(squares.mean(axis=(2, 4))))
+    assert halved[3]["image"].dtype == np.uint8 and halved[3]["label"] == whole[3]["label"]
+    with pytest.raises(UserError, match="images of 8 x 8 have no means of 3 x 3 pixels"):
+        sources.digits("test", average=3)
+    example = {"image": np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "label": 1}
+    found = sources.Tfds([example], ["a", "b"], {"test": 1}, average=4)[0]
+    np.testing.assert_array_equal(found["image"], [[[22, 24, 24]]])  # 22.5, 23.5 and 24.5, to even
+    assert found["image"].dtype == np.uint8 and found["label"] == 1
+
+
 def test_every_epoch_has_every_example_once_in_a_new_order():
     batches = pipeline.training_batches(Numbers(12), 4, seed=0)
     first, second = labels(batches, 3), labels(batches, 3)
