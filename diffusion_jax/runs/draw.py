@@ -233,18 +233,10 @@ def make_generate(
     sampling.guide.weak, from `runs.open.weak_params`. With trajectory: (x0, `samplers.Path` with
     examples first).
     """
-    sampling, shape = config.sampling, tuple(parts.codec.shape)
-    prompts = Prompts(config, parts) if sampling.prompts else None
-    asked = make_asked(config, parts, prompts)
+    shape, asked_of = tuple(parts.codec.shape), make_examples(config, parts)
 
     def draw(all_params, examples):
-        params, weak = (parts.cast(one) for one in all_params)
-        key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
-        keys = jax.vmap(key)(examples["seed"], examples["index"])
-        cond = told(parts, examples["asked"])
-        more = composed(parts, examples["asked"], examples.get("beside"))
-        run = (config, parts, params, cond, examples.get("w"), weak, more)
-        denoiser, sampler = make_run_denoiser(*run), make_run_sampler(*run)
+        keys, denoiser, sampler = chain_of(config, parts, all_params, examples)
         first = jax.tree.map(lambda a: a[0], parts.grid)
         x_init = initial_noise(fold_in(keys, 0), shape, first)
         drawn: Any = samplers.sample(
@@ -259,18 +251,46 @@ def make_generate(
     mapped = map_examples(draw)
 
     def start(params, index, seed=None, w=None):
-        index = np.asarray(index)
-        every = lambda value, dtype: np.broadcast_to(np.asarray(value, dtype), index.shape)
-        numbers = every(sampling.seed if seed is None else seed, np.uint32)
-        examples = {"index": index, "seed": numbers, "asked": asked(index)}
-        weight = every(sampling.guidance if w is None else w, np.float32)
-        beside = prompts.beside(index) if prompts else {}
-        if weight.any() or beside:
-            examples |= {"w": weight, "beside": beside}
+        examples = asked_of(index, seed, w)
         with precision(config.model.values().get("dtype")):
             return mapped.start((params, weak), examples)
 
     return Started(start)
+
+
+def make_examples(config: Config, parts: Parts) -> Callable:
+    """examples(index [n], seed=None, w=None) -> what `chain_of` is given of samples of these
+    numbers, arrays of NumPy [n, ...]; seed and w as in `make_generate`."""
+    sampling = config.sampling
+    prompts = Prompts(config, parts) if sampling.prompts else None
+    asked = make_asked(config, parts, prompts)
+
+    def examples(index, seed=None, w=None) -> dict[str, Any]:
+        index = np.asarray(index)
+        every = lambda value, dtype: np.broadcast_to(np.asarray(value, dtype), index.shape)
+        numbers = every(sampling.seed if seed is None else seed, np.uint32)
+        found = {"index": index, "seed": numbers, "asked": asked(index)}
+        weight = every(sampling.guidance if w is None else w, np.float32)
+        beside = prompts.beside(index) if prompts else {}
+        if weight.any() or beside:
+            found |= {"w": weight, "beside": beside}
+        return found
+
+    return examples
+
+
+def chain_of(
+    config: Config, parts: Parts, all_params: Any, examples: dict[str, Any]
+) -> tuple[jax.Array, Denoiser, Sampler]:
+    """(keys [n], of x_init as number 0 and of the chain as number 1, denoiser, sampler) of
+    `make_examples`' examples, within a jit. all_params: (the network's, sampling.guide.weak's)."""
+    params, weak = (parts.cast(one) for one in all_params)
+    key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
+    keys = jax.vmap(key)(examples["seed"], examples["index"])
+    cond = told(parts, examples["asked"])
+    more = composed(parts, examples["asked"], examples.get("beside"))
+    run = (config, parts, params, cond, examples.get("w"), weak, more)
+    return keys, make_run_denoiser(*run), make_run_sampler(*run)
 
 
 def draw(
