@@ -22,6 +22,7 @@ from diffusion_jax.modalities.pictures import averaged
 from diffusion_jax.runs.build import Parts, make_grid
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import chain_of, make_examples
+from diffusion_jax.runs.half_size import check_whole
 
 MOST = 1000  # levels of a grid in continuous time
 PIECES = 4  # a piece is this part of the steps left
@@ -53,6 +54,7 @@ def check_deadline(config: Config, early: bool = False) -> None:
     what = "early results" if early else "a deadline"
     if jax.process_count() > 1:
         raise UserError(f"{what}: one process draws them, whose clock counts; start one alone")
+    check_whole(config, f"with {what} a run draws")
     if early:
         return
     if sampling.tolerance or sampling.grid.entry == "explicit":
@@ -136,17 +138,19 @@ def make_draw_until(
     """draw_until(params, index [n], seconds=None, seed=None, w=None, early=0, on_step=None) ->
     `Drawn`: samples as of `draw.make_generate`, in the seconds given.
 
-    seconds: from the call to the data on the host. The number of steps is the largest that fits by
-    the time of a step, which is measured on the way; at least two levels, at most those of a table
-    or 1,000. The time is missed by no more than a step, unless the machine stalls in the last of
-    them. What is compiled, in the first call for so many examples, is not counted and said in
-    `Drawn.compiling`. None draws the grid of config.sampling, whatever it takes. Where nothing is
-    chosen again on the way, the samples are those of `make_generate` with as many steps.
+    seconds: from the call to the data on the host; None draws the grid of config.sampling, whatever
+    it takes. The number of steps is the largest that fits by the time of a step, which is measured
+    on the way: at least two levels, at most those of a table, or 1,000. The data come late only
+    by what the steps left take longer than measured, of two levels by what these take. What is
+    compiled, in the first call for so many examples, is not counted, and said in
+    `Drawn.compiling`. Where nothing is chosen again on the way, the samples are those of
+    `make_generate` with as many steps.
 
     early: how often on_step(k, data) is called on the way, evenly spread over the steps; k: steps
     taken; data [n, ...]: the x0 predicted from there, as in `Drawn.data`, but images at the
-    resolution that the level supports (`supported`). Each costs a call of the network more. weak, seed, w: as of `make_generate`. decoded: data, such as uint8 images, else
-    x0. For one process, on all its devices; UserError where the settings fix the number of steps.
+    resolution that the level supports (`supported`). Each costs a call of the network more, within
+    the seconds. weak, seed, w: as of `make_generate`. decoded: data, such as uint8 images, else x0.
+    For one process, on all its devices; UserError where the settings fix the number of steps.
     """
     check_deadline(config, early=True)
     shape, examples_of = tuple(parts.codec.shape), make_examples(config, parts)

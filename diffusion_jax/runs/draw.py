@@ -27,6 +27,7 @@ from diffusion_jax.devices.parallel import Started, equal_batches, map_examples,
 from diffusion_jax.runs.build import Parts, load_source, raw_source
 from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.half_size import check_whole, half_size
 from diffusion_jax.runs.prompts import TEXT, Composed, Prompts, composed
 from diffusion_jax.samplers.cached import cached
 
@@ -234,14 +235,19 @@ def make_generate(
     examples first).
     """
     shape, asked_of = tuple(parts.codec.shape), make_examples(config, parts)
+    if trajectory:
+        check_whole(config, "a chain is shown")
+    half = half_size(config, parts)
 
     def draw(all_params, examples):
         keys, denoiser, sampler = chain_of(config, parts, all_params, examples)
-        first = jax.tree.map(lambda a: a[0], parts.grid)
-        x_init = initial_noise(fold_in(keys, 0), shape, first)
-        drawn: Any = samplers.sample(
-            sampler, denoiser, fold_in(keys, 1), x_init, parts.grid, trajectory
-        )
+        first = jax.tree.map(lambda a: a[0], parts.grid if half is None else half.grid)
+        x_init = initial_noise(fold_in(keys, 0), shape if half is None else half.shape, first)
+        chain = (sampler, denoiser, fold_in(keys, 1), x_init)
+        if half is None:
+            drawn: Any = samplers.sample(*chain, parts.grid, trajectory)
+        else:
+            drawn = samplers.sample_from_half(*chain, half.grid, parts.grid)
         if decoded:
             return parts.codec.decode(parts.codec.params, drawn)
         if not trajectory:

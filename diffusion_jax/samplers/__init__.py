@@ -23,6 +23,7 @@ from diffusion_jax.samplers.chain import (
 )
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
+from diffusion_jax.samplers.half_size import sample_from_half
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffusion_jax.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
 from diffusion_jax.samplers.singlestep import adaptive_ode, dpm_solver_2, dpm_solver_3
@@ -66,5 +67,6 @@ __all__ = [
     "predictor_corrector",
     "progressive",
     "sample",
+    "sample_from_half",
     "unipc",
 ]
