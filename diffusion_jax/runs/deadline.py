@@ -41,7 +41,7 @@ class Drawn(NamedTuple):
 
 @dataclass
 class Pace:
-    """Seconds, as measured last."""
+    """Seconds, as measured last; between two calls those of the first one's mean."""
 
     step: float
     last: float  # of the last hop, with decoding and the way to the host
@@ -182,33 +182,33 @@ def make_draw_until(
         return Level(*(np.pad(a, (0, length - len(a)), mode="edge") for a in grid))
 
     def measured(all_params, examples) -> Pace:
-        """The time of everything, after it was compiled."""
-        grid = filled(levels(most))
-        for _ in range(2):
-            carry = jax.block_until_ready(begin((all_params, grid), examples))
-            start = clock()
-            steps = min(WARM, most - 1)
-            carry = jax.block_until_ready(advance((all_params, grid, 0, steps), (examples, carry)))
-            middle = clock()
-            np.asarray(look((all_params, grid, steps), (examples, carry)))
-            end = clock()
-        return Pace((middle - start) / max(steps, 1), end - middle, end - middle)
+        """The time of a few steps and of the last hop."""
+        grid, steps = filled(levels(most)), min(WARM, most - 1)
+        carry = jax.block_until_ready(begin((all_params, grid), examples))
+        start = clock()
+        carry = jax.block_until_ready(advance((all_params, grid, 0, steps), (examples, carry)))
+        middle = clock()
+        np.asarray(look((all_params, grid, steps), (examples, carry)))
+        last = clock() - middle
+        return Pace((middle - start) / max(steps, 1), last, last)
 
     def drawing(all_params, examples, size, pace, until, early, on_step) -> tuple[np.ndarray, int]:
-        fits = lambda looks: int((until - clock() - pace.last - looks * pace.look) / pace.step)
+        spare = lambda looks: until - clock() - pace.last - looks * pace.look
+        fits = lambda looks: int(spare(looks) / max(pace.step, 1e-9))
         at = [(j + 1) / (early + 1) for j in range(early)]  # of the steps, when to look
         grid = Level(*map(np.asarray, parts.grid))
         if until < np.inf:
             grid = levels(int(np.clip(1 + fits(early), min(2, most), most)))
         carry = jax.block_until_ready(begin((all_params, filled(grid)), examples))
-        done, begun = 0, clock()
+        done, stepping, begun = 0, 0.0, clock()
         while (left := len(grid.t) - 1 - done) > 0:
             stop = done + (max(1, left // PIECES) if until < np.inf else left)
             if at:
                 stop = min(stop, max(done + 1, round(at[0] * (len(grid.t) - 1))))
             whole = (all_params, filled(grid), done, stop)
             carry = jax.block_until_ready(advance(whole, (examples, carry)))
-            pace.step, done = (clock() - begun) / (stop - done), stop
+            stepping += (taken := clock() - begun)
+            pace.step, done = taken / (stop - done), stop
             due = sum(done >= round(part * (len(grid.t) - 1)) for part in at)
             if due:
                 before, at = clock(), at[due:]
@@ -223,7 +223,9 @@ def make_draw_until(
                     grid = chosen_again(levels, grid, done, count, most)
             begun = clock()
         data = np.asarray(look((all_params, filled(grid), done), (examples, carry)))[:size]
-        pace.last = clock() - begun
+        pace.last = 0.5 * (pace.last + clock() - begun)
+        if done:  # for the next call
+            pace.step = stepping / done
         return data, len(grid.t)
 
     def draw_until(
@@ -244,6 +246,7 @@ def make_draw_until(
             shapes = tuple(np.shape(a) for a in jax.tree.leaves(examples))
             key = (jax.tree.structure(examples), shapes)
             if key not in paces:
+                measured((params, weak), examples)  # which compiles
                 paces[key] = measured((params, weak), examples)
                 started, compiling = clock(), clock() - started
             until = np.inf if seconds is None else started + seconds

@@ -110,7 +110,8 @@ def cosine_logsnr(
     clean, _ = _cosine(logsnr_min, logsnr_max, shift)
     noisy, _ = _cosine(logsnr_min, logsnr_max, noisy_shift)
     between = lambda t: (1.0 - t) * clean(t) + t * noisy(t)
-    if not np.all(np.diff(np.asarray(between(np.linspace(0.0, 1.0, 1001)))) < 0.0):
+    values = np.asarray(between(np.linspace(0.0, 1.0, 1001)))
+    if not np.all(values[1:] < values[:-1]):
         raise ValueError(
             f"between the shifts {shift} and {noisy_shift} the log-SNR does not fall everywhere; "
             "take shifts that are less than 6 apart"
