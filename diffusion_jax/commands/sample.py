@@ -54,6 +54,8 @@ def sample(
     [N]."""
     sampling = config.sampling
     only = "sampling takes only config.sampling.* settings"
+    if early < 0:
+        raise UserError(f"--early must be at least 0 pictures, not {early}")
     if deadline:
         check_deadline(config)
     parts, params, step, weak = open_run(config, workdir, only)

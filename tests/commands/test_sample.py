@@ -104,3 +104,15 @@ def test_a_deadline_and_early_pictures(workdir, newest, capsys):
 def test_a_deadline_is_a_number_of_seconds(workdir, given):
     with pytest.raises(UserError, match="--deadline must be a number above 0, not"):
         main_run("sample", "--workdir", workdir, f"--deadline={given}")
+
+
+def test_what_cannot_be_drawn_early_is_refused_and_writes_nothing(workdir):
+    before = sorted(workdir.glob("samples/*"))
+    for flags, said in (
+        (("--early=-1",), "--early must be at least 0 pictures, not -1"),
+        (("--early=2", "--config.sampling.half_until=-3"), "set config.sampling.half_until=none"),
+        (("--deadline=1", "--config.sampling.tolerance=0.1"), "a deadline chooses the number of"),
+    ):
+        with pytest.raises(UserError, match=said):
+            main_run("sample", "--workdir", workdir, *flags)
+    assert sorted(workdir.glob("samples/*")) == before
