@@ -9,9 +9,10 @@ A DiT of 128 features, narrower than the 768 numbers of a 16 x 16 patch and wide
 eps or the velocity; the loss is that of the velocity, so that the three differ in what the network
 has to put out and in nothing else. The noise fills all 768 dimensions, the images few of them.
 Printed, for each prediction and patch, are the loss of held-out pictures in the last line of the
-run's log and the Fréchet distance of the samples to the training pictures, by the means of 4 x 4
-pixels; beside them stands that of as many held-out pictures. With --folder the runs, and the grids
-of their samples, stay there."""
+run's log, the Fréchet distance of the samples to the training pictures, by the means of 2 x 2
+pixels, and the samples' roughness, the root mean square difference of neighbouring pixels in
+0 ... 1, which noise that is left raises; beside them stand those of as many held-out pictures. With
+--folder the runs, and the grids of their samples, stay there."""
 
 import argparse
 import contextlib
@@ -40,7 +41,7 @@ from diffusion_jax.runs.open import open_run  # noqa: E402
 from diffusion_jax.training.logging import read_metrics  # noqa: E402
 
 PREDICTIONS = ("x0", "flow", "eps")
-SQUARE = 4  # pixels whose mean is a feature
+SQUARE = 2  # pixels whose mean is a feature
 
 
 def get_config(prediction: str, patch: int, steps: int, num: int) -> Config:
@@ -80,9 +81,7 @@ def get_config(prediction: str, patch: int, steps: int, num: int) -> Config:
             sample_every=0,
             checkpoint_every=steps,
         ),
-        sampling=Sampling(
-            sampler="heun_flow", grid="uniform", steps="25", guidance=1.0, clip_x0=False, num=num
-        ),
+        sampling=Sampling(sampler="heun_flow", grid="uniform", steps="25", clip_x0=False, num=num),
     )
 
 
@@ -91,6 +90,11 @@ def features(images: np.ndarray) -> np.ndarray:
     count, height, width, channels = images.shape
     squares = (count, height // SQUARE, SQUARE, width // SQUARE, SQUARE, channels)
     return (images.reshape(squares) / 255.0).mean(axis=(2, 4)).reshape(count, -1)
+
+
+def roughness(images: np.ndarray) -> float:
+    """The root mean square difference of pixels that are neighbours in a row."""
+    return float(np.sqrt(np.square(np.diff(images / 255.0, axis=2)).mean()))
 
 
 def pictures(source: Emoji) -> np.ndarray:
@@ -110,7 +114,10 @@ def main() -> int:
     real = of_rows(features(learnt))
     chosen = np.random.default_rng(0).choice(len(unseen), min(options.num, len(unseen)), False)
     beside = frechet_distance(of_rows(features(unseen[chosen])), real)
-    print(f"{len(learnt)} pictures; {len(chosen)} held-out ones: distance {beside:.3f}")
+    print(
+        f"{len(learnt)} pictures; {len(chosen)} held-out ones: distance {beside:.2f}, "
+        f"roughness {roughness(unseen[chosen]):.3f}"
+    )
     with contextlib.ExitStack() as opened:
         folder = options.folder or pathlib.Path(opened.enter_context(tempfile.TemporaryDirectory()))
         for patch in map(int, options.patches.split(",")):
@@ -126,7 +133,8 @@ def main() -> int:
                 lines = [line for line in read_metrics(workdir) if "eval_loss" in line]
                 print(
                     f"patch {patch:2} ({3 * patch * patch:3} numbers) {prediction:5} "
-                    f"held-out loss {lines[-1]['eval_loss']:.4f}  distance {distance:.3f}",
+                    f"held-out loss {lines[-1]['eval_loss']:.3f}  distance {distance:.2f}  "
+                    f"roughness {roughness(drawn):.3f}",
                     flush=True,
                 )
     return 0

@@ -21,7 +21,9 @@ from diffusion_jax.devices.parallel import (  # noqa: E402
     layout,
     make_take_steps,
     map_examples,
+    map_pieces,
     place,
+    share_out,
 )
 from diffusion_jax.models.unet import UNet  # noqa: E402
 from diffusion_jax.objectives import denoising  # noqa: E402
@@ -122,6 +124,15 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest),
 doubled = map_examples(lambda factor, a, b: {"sum": factor * (a + b)})
 a, b = np.arange(11.0), np.ones(11)
 np.testing.assert_allclose(doubled(jnp.float32(2.0), a, b)["sum"], 2 * (a + b))
+
+counted = map_pieces(lambda factor, given: (factor * given[0], given[1] + 1))
+placed, size = share_out(a)
+state = (placed, jnp.int32(0))
+for factor in (2.0, 3.0):
+    state = counted(jnp.float32(factor), state)
+assert size == 11 and state[0].shape == (16,) and len(state[0].sharding.device_set) == 8
+np.testing.assert_allclose(np.asarray(state[0])[:size], 6 * a)
+assert int(state[1]) == 2
 
 message = ""
 try:

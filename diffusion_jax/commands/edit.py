@@ -26,6 +26,7 @@ from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job
+from diffusion_jax.runs.half_size import check_whole
 from diffusion_jax.runs.open import check_same, restore_params, weak_params
 from diffusion_jax.runs.prompts import Prompts
 from diffusion_jax.runs.settings import copy
@@ -50,6 +51,7 @@ def check_editing(config: Config) -> None:
         )
     if sampling.tolerance:
         raise UserError("config.sampling.tolerance chooses steps for sample and evaluate, not edit")
+    check_whole(config, "an image is edited")
     if settings.task == "translate" and not classes:
         raise UserError(
             "config.editing.task=translate leads from class to class, but this run has none"

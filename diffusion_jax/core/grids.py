@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.schedules.continuous import time_shifted
 from diffusion_jax.core.settings import above, at_least
 from diffusion_jax.core.types import Array, Level, Schedule
 
@@ -193,6 +194,20 @@ def leading(schedule: Schedule, num_steps: int | None = None) -> Level:
     return _spread(schedule, np.arange(num_steps - 1, -1, -1) / num_steps, (schedule.t_min, high))
 
 
+def shifted(schedule: Schedule, num_steps: int | None = None, shift: float = 3.0) -> Level:
+    """t = s u / (1 + (s - 1) u) of the way from t_min to t_max, u evenly spread: finer where it is
+    noisy (Esser et al. 2024, eq. 23, for rectified flow); between a table's indices.
+
+    Args:
+      num_steps: number of levels, at least 1; None for as many as a table has.
+      shift: s, above 0; sqrt(m / n) for images of m pixels, n those for which an even t is right;
+        the paper's is 3.
+    """
+    above(0, shift=shift)
+    fraction = time_shifted(np.linspace(1.0, 0.0, _count(schedule, num_steps)), shift)
+    return _spread(schedule, fraction, (schedule.t_min, schedule.t_max), whole=False)
+
+
 def at_logsnr(schedule: Schedule, logsnr: Any) -> Level:
     """The levels of a schedule at any log-SNR, clipped to its ends; between the indices of a
     table."""
@@ -285,4 +300,5 @@ GRIDS = {
     "quadratic": quadratic,
     "trailing": trailing,
     "leading": leading,
+    "shifted": shifted,
 }

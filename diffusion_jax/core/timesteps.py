@@ -1,9 +1,11 @@
 """Training-time distributions of t, with weights 1 / (T p(t)) that keep the loss's expectation that
 of uniform t.
 
-`lognormal` and `logit_normal` are part of their papers' objectives instead: their weights are 1.
-Example number i of a step draws from fold_in(key, i), so that it meets the same t whatever the
-number of devices."""
+`lognormal`, `logit_normal` and `shifted` are part of their papers' objectives instead: their
+weights are 1. Example number i of a step draws from fold_in(key, i), so that it meets the same t
+whatever the number of devices."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 
 from diffusion_jax.core.components import component
 from diffusion_jax.core.noise import example_keys, threefry
+from diffusion_jax.core.schedules.continuous import time_shifted
 from diffusion_jax.core.settings import above, at_least, inside
 from diffusion_jax.core.types import Schedule, Timesteps
 
@@ -165,17 +168,44 @@ def lognormal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> Times
 
 
 @component
-def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Timesteps:
+def logit_normal(
+    schedule: Schedule, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> Timesteps:
     """t the sigmoid of N(mean, std^2), stretched over [t_min, t_max]; weights 1 (Esser et al. 2024,
     section 3.1).
+
+    The shift of its eq. 23, of the sigmoid, adds log s to the mean: logit(s t / (1 + (s - 1) t)) =
+    logit(t) + log s.
 
     Args:
       mean: mean of the normal number, above 0 for noisier t.
       std: standard deviation of the normal number, above 0.
+      shift: s, above 0; sqrt(m / n) for images of m pixels, n those for which mean and std are
+        right.
     """
-    above(0, std=std)
+    above(0, std=std, shift=shift)
+    mean = mean + math.log(shift)
     low, width = schedule.t_min, schedule.t_max - schedule.t_min
     return _unweighted(schedule, lambda z: low + width * jax.nn.sigmoid(mean + std * z))
+
+
+@component
+def shifted(schedule: Schedule, shift: float = 3.0) -> Timesteps:
+    """t = s u / (1 + (s - 1) u) of the way from t_min to t_max, u uniform; weights 1 (Esser et al.
+    2024, eq. 23, for rectified flow).
+
+    Args:
+      shift: s, above 0; sqrt(m / n) for images of m pixels, n those for which a uniform t is right.
+    """
+    above(0, shift=shift)
+    low, width = schedule.t_min, schedule.t_max - schedule.t_min
+
+    def sample(state, key, index, total):
+        t = low + width * time_shifted(_uniform_numbers(key, index), shift)
+        t = t if schedule.num_steps is None else jnp.round(t).astype(jnp.int32)
+        return t, jnp.ones(index.shape)
+
+    return _stateless(sample)
 
 
 TIMESTEPS = {
@@ -185,5 +215,10 @@ TIMESTEPS = {
     "score_norm": score_norm,
     "lognormal": lognormal,
     "logit_normal": logit_normal,
+    "shifted": shifted,
 }
-OBJECTIVES = ("lognormal", "logit_normal")  # weights 1: the objective is the mean over them
+OBJECTIVES = (
+    "lognormal",
+    "logit_normal",
+    "shifted",
+)  # weights 1: the objective is the mean over them

@@ -250,6 +250,46 @@ class Started:
         return self.start(*arguments, **named)()
 
 
+def share_out(batches: PyTree) -> tuple[PyTree, int]:
+    """(arrays of NumPy [n, ...] shared out among the devices of all processes, n), padded with
+    copies of the last example where the devices don't divide n."""
+    count, shared = jax.device_count(), layout().examples()
+    size = len(jax.tree.leaves(batches)[0])
+    index = np.minimum(np.arange(-(-size // count) * count), size - 1)
+
+    def one(a):
+        padded = np.asarray(a)[index]
+        return jax.make_array_from_callback(padded.shape, shared, lambda part: padded[part])
+
+    return jax.tree.map(one, batches), size
+
+
+def map_pieces(function: Callable) -> Callable:
+    """run(whole, shared) -> outputs, which stay on the devices: `function` of what every device
+    has and of examples that `share_out` shared out.
+
+    Arrays of `shared` and of the outputs have an axis of examples first, but for single numbers,
+    which every device has. Compiled once for the structures of both and their shapes."""
+    mapped: dict[Any, Callable] = {}
+
+    def run(whole, shared):
+        structure = jax.tree.structure((whole, shared))
+        if structure not in mapped:
+            everything = layout()
+            of = lambda a: everything.examples().spec if jnp.ndim(a) else PartitionSpec()
+            one = jax.shard_map(
+                function,
+                mesh=everything.mesh,
+                in_specs=(PartitionSpec(), jax.tree.map(of, shared)),
+                out_specs=jax.tree.map(of, jax.eval_shape(function, whole, shared)),
+                check_vma=False,
+            )
+            mapped[structure] = jax.jit(one, compiler_options=cpu.evaluating())
+        return mapped[structure](whole, shared)
+
+    return run
+
+
 def map_examples(function: Callable) -> Started:
     """run(params, *batches) -> outputs: `function` on examples shared out among the devices of all
     processes.
@@ -260,26 +300,19 @@ def map_examples(function: Callable) -> Started:
     mapped: dict[int, Callable] = {}
 
     def start(params, *batches):
-        everything, count = layout(), jax.device_count()
-        shared = everything.examples()
+        everything = layout()
         if len(batches) not in mapped:
-            specs = (PartitionSpec(),) + (shared.spec,) * len(batches)
+            spec = everything.examples().spec
             one = jax.shard_map(
                 function,
                 mesh=everything.mesh,
-                in_specs=specs,
-                out_specs=shared.spec,
+                in_specs=(PartitionSpec(),) + (spec,) * len(batches),
+                out_specs=spec,
                 check_vma=False,
             )
             mapped[len(batches)] = jax.jit(one, compiler_options=cpu.evaluating())
-        size = len(jax.tree.leaves(batches)[0])
-        index = np.minimum(np.arange(-(-size // count) * count), size - 1)
-
-        def share_out(a):
-            padded = np.asarray(a)[index]
-            return jax.make_array_from_callback(padded.shape, shared, lambda part: padded[part])
-
-        outputs = mapped[len(batches)](params, *jax.tree.map(share_out, batches))
+        placed, size = share_out(batches)
+        outputs = mapped[len(batches)](params, *placed)
 
         def finish():
             done = outputs

@@ -8,6 +8,7 @@ where it needs them, `FLAGS`, its flags beside --workdir and --config, and `NEED
 
 import ast
 import importlib
+import math
 import pathlib
 import types
 from collections.abc import Mapping
@@ -22,10 +23,10 @@ COMMANDS = pathlib.Path(__file__).parents[1] / "commands"
 
 
 class Flag(NamedTuple):
-    """A flag of a command. default: its type is the flag's: text, a whole number, true and false,
-    or () for texts, one each time that the flag is given."""
+    """A flag of a command. default: its type is the flag's: text, a whole number, a number above 0,
+    true and false, or () for texts, one each time that the flag is given."""
 
-    default: str | int | bool | tuple
+    default: str | int | float | bool | tuple
     text: str  # what it is, for `--help`
     required: str = ""  # the end of "--NAME is missing: " where it must be given
 
@@ -129,6 +130,14 @@ def value_of(name: str, flag: Flag, text: str) -> Any:
             return int(text)
         except ValueError:
             raise UserError(f"--{name} must be a whole number, not {text!r}") from None
+    if isinstance(flag.default, float):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0.0 < value < math.inf:
+            raise UserError(f"--{name} must be a number above 0, not {text!r}")
+        return value
     return text
 
 

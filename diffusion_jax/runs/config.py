@@ -126,6 +126,10 @@ class Sampling(Group):
         0.0, "double the steps until samples change by less, root mean square; 0 for as given",
         least=0,
     )  # fmt: skip
+    half_until: float | None = setting(
+        None, "the log-SNR up to which images are drawn at half the height and width; none for "
+        "nowhere",
+    )  # fmt: skip
     clip_x0: bool = setting(True, "clip the predicted x0 to the data's range in every step")
     threshold: float = setting(
         0.0, "dynamic thresholding's percentile, as 0.995; 0 clips as clip_x0 says",

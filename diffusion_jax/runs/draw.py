@@ -28,6 +28,7 @@ from diffusion_jax.devices.parallel import Started, equal_batches, map_examples,
 from diffusion_jax.runs.build import Parts, load_source, raw_source
 from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.half_size import check_whole, half_size
 from diffusion_jax.runs.prompts import TEXT, Composed, Prompts, composed
 from diffusion_jax.samplers.cached import cached
 
@@ -248,23 +249,20 @@ def make_generate(
     examples first). given: entries of the samples' batch, as `low`, in place of what `make_asked`
     would take.
     """
-    sampling, shape = config.sampling, tuple(parts.codec.shape)
-    prompts = Prompts(config, parts) if sampling.prompts else None
-    asked = make_asked(config, parts, prompts, given)
+    shape, asked_of = tuple(parts.codec.shape), make_examples(config, parts, given)
+    if trajectory:
+        check_whole(config, "a chain is shown")
+    half = half_size(config, parts)
 
     def draw(all_params, examples):
-        params, weak = (parts.cast(one) for one in all_params)
-        key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
-        keys = jax.vmap(key)(examples["seed"], examples["index"])
-        cond = told(parts, examples["asked"], keys)
-        more = composed(parts, examples["asked"], examples.get("beside"), keys)
-        run = (config, parts, params, cond, examples.get("w"), weak, more)
-        denoiser, sampler = make_run_denoiser(*run), make_run_sampler(*run)
-        first = jax.tree.map(lambda a: a[0], parts.grid)
-        x_init = initial_noise(fold_in(keys, 0), shape, first)
-        drawn: Any = samplers.sample(
-            sampler, denoiser, fold_in(keys, 1), x_init, parts.grid, trajectory
-        )
+        keys, denoiser, sampler = chain_of(config, parts, all_params, examples)
+        first = jax.tree.map(lambda a: a[0], parts.grid if half is None else half.grid)
+        x_init = initial_noise(fold_in(keys, 0), shape if half is None else half.shape, first)
+        chain = (sampler, denoiser, fold_in(keys, 1), x_init)
+        if half is None:
+            drawn: Any = samplers.sample(*chain, parts.grid, trajectory)
+        else:
+            drawn = samplers.sample_from_half(*chain, half.grid, parts.grid)
         if decoded:
             return parts.codec.decode(parts.codec.params, drawn)
         if not trajectory:
@@ -274,18 +272,46 @@ def make_generate(
     mapped = map_examples(draw)
 
     def start(params, index, seed=None, w=None):
-        index = np.asarray(index)
-        every = lambda value, dtype: np.broadcast_to(np.asarray(value, dtype), index.shape)
-        numbers = every(sampling.seed if seed is None else seed, np.uint32)
-        examples = {"index": index, "seed": numbers, "asked": asked(index)}
-        weight = every(sampling.guidance if w is None else w, np.float32)
-        beside = prompts.beside(index) if prompts else {}
-        if weight.any() or beside:
-            examples |= {"w": weight, "beside": beside}
+        examples = asked_of(index, seed, w)
         with precision(config.model.values().get("dtype")):
             return mapped.start((params, weak), examples)
 
     return Started(start)
+
+
+def make_examples(config: Config, parts: Parts, given: Given | None = None) -> Callable:
+    """examples(index [n], seed=None, w=None) -> what `chain_of` is given of samples of these
+    numbers, arrays of NumPy [n, ...]; seed, w and given as in `make_generate`."""
+    sampling = config.sampling
+    prompts = Prompts(config, parts) if sampling.prompts else None
+    asked = make_asked(config, parts, prompts, given)
+
+    def examples(index, seed=None, w=None) -> dict[str, Any]:
+        index = np.asarray(index)
+        every = lambda value, dtype: np.broadcast_to(np.asarray(value, dtype), index.shape)
+        numbers = every(sampling.seed if seed is None else seed, np.uint32)
+        found = {"index": index, "seed": numbers, "asked": asked(index)}
+        weight = every(sampling.guidance if w is None else w, np.float32)
+        beside = prompts.beside(index) if prompts else {}
+        if weight.any() or beside:
+            found |= {"w": weight, "beside": beside}
+        return found
+
+    return examples
+
+
+def chain_of(
+    config: Config, parts: Parts, all_params: Any, examples: dict[str, Any]
+) -> tuple[jax.Array, Denoiser, Sampler]:
+    """(keys [n], of x_init as number 0 and of the chain as number 1, denoiser, sampler) of
+    `make_examples`' examples, within a jit. all_params: (the network's, sampling.guide.weak's)."""
+    params, weak = (parts.cast(one) for one in all_params)
+    key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
+    keys = jax.vmap(key)(examples["seed"], examples["index"])
+    cond = told(parts, examples["asked"], keys)
+    more = composed(parts, examples["asked"], examples.get("beside"), keys)
+    run = (config, parts, params, cond, examples.get("w"), weak, more)
+    return keys, make_run_denoiser(*run), make_run_sampler(*run)
 
 
 def draw(

@@ -149,10 +149,12 @@ def settled(config: Config, parts: Parts, params: Any, weak: Any) -> Parts:
     return of(num_steps)
 
 
-def manner(config: Config, parts: Parts, step: int) -> str:
-    """How a run draws, as the name of a folder."""
+def manner(config: Config, parts: Parts, step: int, spacing: str = "") -> str:
+    """How a run draws, as the name of a folder. spacing: what its steps are called, else they are
+    sampling.steps."""
     sampling = config.sampling
-    spacing = sampling.steps if len(sampling.steps) <= 40 else f"{len(parts.grid.t)}steps"
+    short = sampling.steps if len(sampling.steps) <= 40 else f"{len(parts.grid.t)}steps"
+    spacing = spacing or short
     average = f"-ema{sampling.ema_length:g}" if sampling.ema_length else ""
     kind = f"{sampling.sampler.entry}-{spacing}" + (average if sampling.ema else "-raw")
     kind += f"-guidance{sampling.guidance:g}" if sampling.guidance else ""

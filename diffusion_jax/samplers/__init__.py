@@ -12,14 +12,18 @@ from diffusion_jax.samplers import edm, first_order, langevin, multistep, single
 from diffusion_jax.samplers.cached import cached
 from diffusion_jax.samplers.chain import (
     Path,
+    advance,
+    begin,
     draws_noise,
     invert,
+    look,
     num_steps_for,
     progressive,
     sample,
 )
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
+from diffusion_jax.samplers.half_size import sample_from_half
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffusion_jax.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
 from diffusion_jax.samplers.singlestep import adaptive_ode, dpm_solver_2, dpm_solver_3
@@ -37,8 +41,10 @@ __all__ = [
     "SAMPLERS",
     "Path",
     "adaptive_ode",
+    "advance",
     "ancestral",
     "annealed_langevin",
+    "begin",
     "cached",
     "ddim",
     "dpm_solver_2",
@@ -55,10 +61,12 @@ __all__ = [
     "heun_flow",
     "initial_noise",
     "invert",
+    "look",
     "normal",
     "num_steps_for",
     "predictor_corrector",
     "progressive",
     "sample",
+    "sample_from_half",
     "unipc",
 ]

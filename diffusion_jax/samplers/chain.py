@@ -122,6 +122,39 @@ def _compiled(sampler: Sampler, denoiser: Denoiser, keys, x_init, grid: Level, t
     return _sample(sampler, denoiser, keys, x_init, grid, trajectory)
 
 
+def begin(
+    sampler: Sampler, denoiser: Denoiser, keys: jax.Array | None, x_init: Array, grid: Level
+) -> Any:
+    """What `advance` carries from the first level of a grid on: (x [B, ...], the sampler's
+    state). The arguments are those of `sample`."""
+    return _start(sampler, denoiser, keys, x_init, grid)[0]
+
+
+def advance(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    keys: jax.Array | None,
+    carry: Any,
+    grid: Level,
+    start: Any,
+    stop: Any,
+) -> Any:
+    """What `begin` returned, from level number `start` of the grid on to number `stop`.
+
+    start, stop: whole numbers, which may be traced, as may the grid: what is compiled takes any
+    grid of as many levels. Step number i draws noise by the keys of i, so that pieces make up the
+    chain of `sample`."""
+    _, _, step = _start(sampler, denoiser, keys, carry[0], grid)
+    return jax.lax.fori_loop(start, stop, lambda i, carry: step(carry, i), carry)
+
+
+def look(denoiser: Denoiser, carry: Any, grid: Level, i: Any) -> jax.Array:
+    """The x0 [B, ...] predicted at level number i, in one call; at the last level it is the
+    result of `sample`."""
+    _, level, _ = _start(ddim(), denoiser, None, carry[0], grid)
+    return denoiser(carry[0], level(i)).x0
+
+
 def progressive(
     sampler: Sampler,
     denoiser: Denoiser,
@@ -137,12 +170,12 @@ def progressive(
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")
-    carry, level, step = _start(sampler, denoiser, keys, x_init, grid)
+    carry = begin(sampler, denoiser, keys, x_init, grid)
 
     @jax.jit
     def run(carry, start, stop):
-        carry = jax.lax.fori_loop(start, stop, lambda i, carry: step(carry, i), carry)
-        return carry, denoiser(carry[0], level(stop)).x0
+        carry = advance(sampler, denoiser, keys, carry, grid, start, stop)
+        return carry, look(denoiser, carry, grid, stop)
 
     last, taken = len(grid.t) - 1, 0
     while True:

@@ -84,3 +84,35 @@ def test_samples_are_guided_by_the_label_or_by_a_weaker_run(workdir, improved, i
 def test_a_run_is_opened_as_sample_opens_it(workdir):
     opened = open_run(load(workdir / "config.json"), workdir, "")
     assert opened.step == 4 and opened.weak is None
+
+
+def test_a_deadline_and_early_pictures(workdir, newest, capsys):
+    main_run("sample", "--workdir", workdir, "--deadline=5", "--early=2")
+    folder = newest(workdir)
+    said = capsys.readouterr().out
+    assert folder.name == "step4-ancestral-deadline5-seed0"
+    # of a table of twenty steps all, within the time
+    assert said.startswith("20 steps in ") and said.endswith(f"samples: {folder}\n")
+    assert {path.name for path in folder.glob("early_*")} == {"early_6.png", "early_13.png"}
+    assert pixels(folder / "early_13.png").shape == pixels(folder / "grid.png").shape
+    settings = json.loads((folder / "settings.json").read_text())["sampling"]
+    assert settings["steps"] == "20"
+    assert tiny.arrays(folder / "samples.npz")["images"].shape == (20, 8, 8, 1)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "soon", "inf"])
+def test_a_deadline_is_a_number_of_seconds(workdir, given):
+    with pytest.raises(UserError, match="--deadline must be a number above 0, not"):
+        main_run("sample", "--workdir", workdir, f"--deadline={given}")
+
+
+def test_what_cannot_be_drawn_early_is_refused_and_writes_nothing(workdir):
+    before = sorted(workdir.glob("samples/*"))
+    for flags, said in (
+        (("--early=-1",), "--early must be at least 0 pictures, not -1"),
+        (("--early=2", "--config.sampling.half_until=-3"), "set config.sampling.half_until=none"),
+        (("--deadline=1", "--config.sampling.tolerance=0.1"), "a deadline chooses the number of"),
+    ):
+        with pytest.raises(UserError, match=said):
+            main_run("sample", "--workdir", workdir, *flags)
+    assert sorted(workdir.glob("samples/*")) == before

@@ -178,7 +178,7 @@ def test_a_truncated_grid_keeps_the_levels_between():
 
 SPREAD = {
     name: grids.GRIDS[name]
-    for name in ("uniform", "karras", "logsnr", "quadratic", "trailing", "leading")
+    for name in ("uniform", "karras", "logsnr", "quadratic", "trailing", "leading", "shifted")
 }
 
 
@@ -198,6 +198,17 @@ def test_every_grid_falls_from_noisy_to_clean_on_its_schedule(x64, schedule, nam
         np.testing.assert_allclose(grid.t[-1], schedule.t_min, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="at least 1"):
         SPREAD[name](schedule, 0)
+
+
+@pytest.mark.parametrize("shift", [3.0, 1.0, 0.4])
+def test_a_shifted_grid_has_the_papers_noise(x64, shift):
+    """Esser et al. 2024, eq. 23: t / (1 - t) of an even t, sqrt(m / n) times as large."""
+    even = np.linspace(1.0, 0.0, 12)[1:-1]
+    found = grids.shifted(schedules.rectified_flow(t_min=1e-9, t_max=1.0), 12, shift)
+    np.testing.assert_allclose(
+        (found.sigma / found.alpha)[1:-1], shift * even / (1 - even), rtol=1e-7
+    )
+    np.testing.assert_allclose(found.t[np.array([0, -1])], [1.0, 1e-9], rtol=1e-9)
 
 
 def test_karras_is_the_papers_equation_5(x64):

@@ -405,6 +405,38 @@ def test_other_betas_and_shifts_enter_the_formulas(x64):
     np.testing.assert_allclose(wide[0], -2 * np.log(np.tan(np.pi * t / 2)), rtol=1e-9)
 
 
+def test_a_shifted_vp_has_the_others_logsnr_and_the_shift(x64):
+    """2 log(64 / 256): a mean over 4 x 4 pixels has the unshifted log-SNR."""
+    shift, t = 2 * np.log(64 / 256), np.linspace(0.001, 1, 30)
+    plain, moved = schedules.vp(), schedules.vp(shift=shift)
+    kept = np.exp(-_integral(t))
+    alpha, sigma = _preserving(np.log(kept / (1 - kept)) + shift)
+    np.testing.assert_allclose(moved.level(t).alpha, alpha, rtol=1e-10)
+    np.testing.assert_allclose(moved.level(t).sigma, sigma, rtol=1e-10)
+    np.testing.assert_allclose(moved.inverse(moved.level(t).logsnr), t, rtol=1e-10)
+    means = moved.level(t).logsnr + 2 * np.log(4)  # a quarter of the noise's deviation
+    np.testing.assert_allclose(means, plain.level(t).logsnr, atol=1e-9)
+
+
+@pytest.mark.parametrize(("shift", "noisy"), [(-5.5, -1.4), (-1.4, -5.5), (0.0, 2.0)])
+def test_the_interpolated_cosine_is_the_papers(x64, shift, noisy):
+    schedule = schedules.cosine_logsnr(shift=shift, noisy_shift=noisy)
+    t = np.linspace(0, 1, 101)
+    expected = (1 - t) * _cosine_logsnr(t, shift) + t * _cosine_logsnr(t, noisy)
+    level = schedule.level(t)
+    np.testing.assert_allclose(level.logsnr, expected, rtol=1e-9, atol=1e-9)
+    assert np.all(np.diff(level.logsnr) < 0)
+    np.testing.assert_allclose(schedule.inverse(expected), t, atol=1e-12)
+    assert schedules.cosine_logsnr(shift=shift, noisy_shift=shift).level(0.3) == (
+        schedules.cosine_logsnr(shift=shift).level(0.3)
+    )
+
+
+def test_the_inverse_of_the_interpolated_cosine_in_float32():
+    schedule, t = schedules.cosine_logsnr(shift=-4.0, noisy_shift=-1.0), np.linspace(0, 1, 31)
+    np.testing.assert_allclose(schedule.inverse(schedule.level(t).logsnr), t, atol=2e-6)
+
+
 def test_rectified_flow_may_end_in_pure_noise():
     schedule = schedules.rectified_flow(t_max=1.0)
     level = schedule.level(1.0)

@@ -11,6 +11,7 @@ from diffusion_jax.core.timesteps import TIMESTEPS
 OBJECTIVES = (
     "lognormal",
     "logit_normal",
+    "shifted",
 )  # their weights are 1: the distribution is the paper's objective
 BINS = 20
 NUM = 4000
@@ -136,6 +137,22 @@ def test_logit_normal_t_has_a_normal_logit(settings):
     assert scipy.stats.kstest(np.log(u / (1 - u)), expected.cdf).pvalue > 1e-3
 
 
+def _shifted(t, s):
+    """SD3's shift, by the noise: the odds of t, sigma / alpha, become s times as large."""
+    odds = s * t / (1 - t)
+    return odds / (1 + odds)
+
+
+@pytest.mark.parametrize("shift", [3.0, 0.5])
+def test_a_shift_of_t_is_that_of_the_paper(shift):
+    whole = schedules.rectified_flow(t_min=1e-6, t_max=1.0)
+    u = _shifted(_draw(distributions.shifted(whole, shift)), 1 / shift)
+    assert scipy.stats.kstest(u, scipy.stats.uniform().cdf).pvalue > 1e-3
+    normal = _draw(distributions.logit_normal(whole, 0.2, 0.7, shift))
+    plain = _shifted(_draw(distributions.logit_normal(whole, 0.2, 0.7)), shift)
+    np.testing.assert_allclose(normal, plain, atol=1e-5)
+
+
 def test_on_a_table_objectives_give_the_nearest_index():
     bar = np.cumprod(1 - schedules.cosine_betas(20))
     log_sigma = 0.5 * np.log((1 - bar) / bar)
@@ -144,7 +161,7 @@ def test_on_a_table_objectives_give_the_nearest_index():
         "lognormal": (0.5 * (log_sigma[1:] + log_sigma[:-1]) + 1.2) / 1.2,
         "logit_normal": np.log(middle / (1 - middle)),
     }
-    for name in OBJECTIVES:
+    for name in edges:
         t = _draw(TIMESTEPS[name](schedules.cosine(20)))
         probabilities = np.diff(
             scipy.stats.norm.cdf(np.concatenate([[-np.inf], edges[name], [np.inf]]))

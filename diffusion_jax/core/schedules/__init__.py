@@ -7,6 +7,7 @@ from diffusion_jax.core.schedules.continuous import (
     linear_logsnr,
     rectified_flow,
     sub_vp,
+    time_shifted,
     ve,
     vp,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "sigmoid",
     "sigmoid_betas",
     "sub_vp",
+    "time_shifted",
     "ve",
     "vp",
 ]

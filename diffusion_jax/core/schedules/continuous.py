@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core.components import component
+from diffusion_jax.core.settings import finite
 from diffusion_jax.core.types import Level, Schedule
 
 
@@ -42,6 +43,15 @@ def check_rising(floor: float, **values: float) -> None:
         )
 
 
+def time_shifted(t, shift: float):
+    """s t / (1 + (s - 1) t), the t in [0, 1] of rectified flow for images of more pixels (Esser et
+    al. 2024, eq. 23).
+
+    There sigma / alpha = t / (1 - t), which becomes s times as large: s = sqrt(m / n) gives images
+    of m pixels the noise of those of n."""
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
 @component
 def from_logsnr(logsnr: Callable, inverse: Callable, t_min: float, t_max: float) -> Schedule:
     """The continuous, variance-preserving schedule of a log-SNR: alpha^2 = sigmoid(logsnr(t)),
@@ -72,21 +82,56 @@ def linear_logsnr(logsnr_min: float = -15.0, logsnr_max: float = 15.0) -> Schedu
 
 @component
 def cosine_logsnr(
-    logsnr_min: float = -15.0, logsnr_max: float = 15.0, shift: float = 0.0
+    logsnr_min: float = -15.0,
+    logsnr_max: float = 15.0,
+    shift: float = 0.0,
+    noisy_shift: float | None = None,
 ) -> Schedule:
     """Alpha a cosine and sigma a sine, logsnr = -2 log tan(u) + shift, u linear in t (Hoogeboom et
     al. 2023, section 3.1).
 
     Nichol & Dhariwal 2021's cosine in continuous time, from logsnr_max at t = 0 to logsnr_min at t
-    = 1 whatever the shift.
+    = 1 whatever the shift. With a shift for either end it is the paper's interpolated schedule,
+    (1 - t) logsnr(shift) + t logsnr(noisy_shift), whose inverse is found by bisection.
 
     Args:
       logsnr_min: log-SNR at t = 1, the noisiest.
       logsnr_max: log-SNR at t = 0, the cleanest, above logsnr_min.
       shift: added to the log-SNR between the ends; 2 log(64 / d) gives images d pixels wide the
         noise of 64 x 64 ones.
+      noisy_shift: the shift towards t = 1, where it is another one than towards t = 0, as 2 log(256
+        / d) beside a shift of 2 log(32 / d); none for the same.
     """
     check_rising(-np.inf, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    finite(shift=shift)
+    if noisy_shift is None or noisy_shift == shift:
+        return from_logsnr(*_cosine(logsnr_min, logsnr_max, shift), 0.0, 1.0)
+    finite(noisy_shift=noisy_shift)
+    clean, _ = _cosine(logsnr_min, logsnr_max, shift)
+    noisy, _ = _cosine(logsnr_min, logsnr_max, noisy_shift)
+    between = lambda t: (1.0 - t) * clean(t) + t * noisy(t)
+    values = np.asarray(between(np.linspace(0.0, 1.0, 1001)))
+    if not np.all(values[1:] < values[:-1]):
+        raise ValueError(
+            f"between the shifts {shift} and {noisy_shift} the log-SNR does not fall everywhere; "
+            "take shifts that are less than 6 apart"
+        )
+
+    def inverse(logsnr):
+        def half(_, ends):
+            low, high = ends
+            middle = 0.5 * (low + high)
+            later = between(middle) > logsnr
+            return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+        ends = jnp.zeros_like(logsnr), jnp.ones_like(logsnr)
+        return jax.lax.fori_loop(0, jnp.finfo(logsnr.dtype).nmant + 2, half, ends)[0]
+
+    return from_logsnr(between, inverse, 0.0, 1.0)
+
+
+def _cosine(logsnr_min: float, logsnr_max: float, shift: float) -> tuple[Callable, Callable]:
+    """The log-SNR of `cosine_logsnr` with one shift, and its inverse."""
     first = float(np.arctan(np.exp(-0.5 * (logsnr_max - shift))))  # u at t = 0
     last = float(np.arctan(np.exp(0.5 * (logsnr_min - shift))))  # pi/2 - u at t = 1
     width = 0.5 * np.pi - first - last
@@ -98,9 +143,7 @@ def cosine_logsnr(
             + shift
         )
 
-    return from_logsnr(
-        logsnr, lambda lam: (jnp.arctan(jnp.exp(-0.5 * (lam - shift))) - first) / width, 0.0, 1.0
-    )
+    return logsnr, lambda lam: (jnp.arctan(jnp.exp(-0.5 * (lam - shift))) - first) / width
 
 
 def _integrated_beta(beta_min: float, beta_max: float) -> tuple[Callable, Callable]:
@@ -120,7 +163,11 @@ def _integrated_beta(beta_min: float, beta_max: float) -> tuple[Callable, Callab
 
 @component
 def vp(
-    beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0
+    beta_min: float = 0.1,
+    beta_max: float = 20.0,
+    t_min: float = 1e-3,
+    t_max: float = 1.0,
+    shift: float = 0.0,
 ) -> Schedule:
     """The VP SDE, DDPM in continuous time: alpha^2 = exp(-integral of a linear beta) (Song et al.
     2021b, eqs. 11 and 29).
@@ -132,14 +179,22 @@ def vp(
       beta_max: beta at t = 1, above 0 and at least beta_min.
       t_min: the cleanest t, above 0.
       t_max: the noisiest t, above t_min.
+      shift: added to the log-SNR; 2 log(64 / d) gives images d pixels wide the noise of 64 x 64
+        ones.
     """
+    finite(shift=shift)
     check_rising(0.0, t_min=t_min, t_max=t_max)
     integral, inverse = _integrated_beta(beta_min, beta_max)
-    alpha, sigma = (
-        lambda t: jnp.exp(-0.5 * integral(t)),
-        lambda t: jnp.sqrt(-jnp.expm1(-integral(t))),
+    kept = lambda t: jnp.exp(-0.5 * integral(t))
+    rest = lambda t: jnp.exp(-0.5 * shift) * jnp.sqrt(-jnp.expm1(-integral(t)))
+    whole = lambda t: jnp.hypot(kept(t), rest(t)) if shift else 1.0
+    return continuous(
+        lambda t: kept(t) / whole(t),
+        lambda t: rest(t) / whole(t),
+        lambda logsnr: inverse(jax.nn.softplus(shift - logsnr)),
+        t_min,
+        t_max,
     )
-    return continuous(alpha, sigma, lambda logsnr: inverse(jax.nn.softplus(-logsnr)), t_min, t_max)
 
 
 @component
