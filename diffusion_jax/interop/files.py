@@ -45,7 +45,7 @@ READERS = {
 
 
 def read_checkpoint(path: str | pathlib.Path) -> Tensors:
-    """The state dict of a .safetensors, .pt, .pth or .npz file, as float32. Raises UserError where it
+    """The tensors of a .safetensors, .pt, .pth or .npz file, as float32. Raises UserError where it
     cannot be read.
 
     PyTorch files are read without running the code that a pickle may hold (`weights_only`).

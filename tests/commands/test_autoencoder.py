@@ -21,7 +21,6 @@ from diffusion_jax.runs.build import build, declared
 from diffusion_jax.runs.config import use
 from diffusion_jax.runs.settings import override
 
-
 NUM = "--config.evaluation.num=40"
 
 
