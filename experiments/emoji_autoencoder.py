@@ -2,8 +2,9 @@
 KL term, L1, L2 and, for the last third, a small critic of patches.
 
 Command:   python main.py --workdir runs/emoji_autoencoder --config experiments/emoji_autoencoder.py
-Hardware:  two cores, 20 minutes: a step takes 0.27 s of one core's time
-RESULT
+Hardware:  a laptop's CPU; 20 minutes of one core, by the 80 images/s of steps 2,500 to 6,000
+Result:    PSNR of 1,000 held-out images 23.77 dB, and still rising (256 principal components 21.04,
+           bicubic 17.42; benchmarks/autoencoder.py); the aim of 25 dB needs more than 6,000 steps
 At 64:     --config.data.shape=64,64,3 --config.model.channels=64 --config.model.blocks=2
            --config.model.critic=64 --config.training.batch_size=64, on a GPU
 Codes:     --config.model.regularizer=vq --config.model.codebook=512, or

@@ -136,8 +136,7 @@ def autoencoding(
     def judged(params, aux, context, x, y, h, error_slope):
         """(the losses of network and critic [B], report), from the critic's first step on."""
         judge, stop = method(context.apply_fn, "judge"), jax.lax.stop_gradient
-        held = stop(params)
-        term, slope = linearised(lambda y: -per_example(judge(held, y)), y)
+        term, slope = linearised(lambda y: -per_example(judge(params, y)), y)
         real, fake = judge(params, stop(x)), judge(params, stop(y))
         loss = hinge(real, fake)
         report = {"critic": loss, "real": per_example(real), "fake": per_example(fake)}
