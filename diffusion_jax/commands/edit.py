@@ -22,7 +22,7 @@ from diffusion_jax.devices.parallel import equal_batches, map_examples, precisio
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
 from diffusion_jax.runs.build import Parts, build, load_source
-from diffusion_jax.runs.checks import check_attention
+from diffusion_jax.runs.checks import check_attention, check_diffuses
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job
@@ -279,6 +279,7 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     `inputs` are what the run is told, and a file's images have no `originals`."""
     only = "edit takes only config.editing.* and config.sampling.* settings"
     check_same(config, workdir, only)
+    check_diffuses(config, "edits are")
     parts, settings, sampling = build(config), config.editing, config.sampling
     check_editing(config)
     if parts.modality.entry != "image" or parts.codec.bins != 256:

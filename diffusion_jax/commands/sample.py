@@ -17,6 +17,7 @@ from diffusion_jax.core.types import PyTree
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import cascade, draw, folders, prompts
 from diffusion_jax.runs.build import Parts, make_grid
+from diffusion_jax.runs.checks import check_diffuses
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.deadline import check_deadline, draw_all, make_draw_until
@@ -68,6 +69,8 @@ def sample(
     sampling = config.sampling
     if early < 0:
         raise UserError(f"--early must be at least 0 pictures, not {early}")
+    if deadline or early:
+        check_diffuses(config, "--deadline and --early are")
     if deadline:
         check_deadline(config)
     parts, params, step, weak = open_run(config, workdir, ONLY)

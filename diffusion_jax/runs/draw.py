@@ -30,6 +30,7 @@ from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.half_size import check_whole, half_size
 from diffusion_jax.runs.prompts import TEXT, Composed, Prompts, composed
+from diffusion_jax.runs.reconstruct import make_reconstruct
 from diffusion_jax.samplers.cached import cached
 
 # The longest step, as a ratio of sigma / alpha, after which a sampler errs: from there the digits
@@ -249,6 +250,8 @@ def make_generate(
     examples first). given: entries of the samples' batch, as `low`, in place of what `make_asked`
     would take.
     """
+    if parts.objective.reconstruct:
+        return make_reconstruct(config, parts, decoded)
     shape, asked_of = tuple(parts.codec.shape), make_examples(config, parts, given)
     if trajectory:
         check_whole(config, "a chain is shown")
