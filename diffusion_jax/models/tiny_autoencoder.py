@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[B, H, W, C] -> [B, H / f, W / f, out_channels], f = 2^(levels - 1). blocks: of each level."""
+    """[B, H, W, C] -> [B, H / f, W / f, out_channels], f = 2^(levels - 1). blocks: a level."""
 
     out_channels: int
     channels: int

@@ -17,6 +17,11 @@ from diffusion_jax.runs.config import Config
 
 def check_bins(parts: Parts) -> None:
     """Raises UserError where the data are not 8-bit values, of which bits/dim are."""
+    if parts.codec.moments:
+        raise UserError(
+            "bits/dim are of 8-bit values, which latents have none of "
+            "(evaluate leaves them out with config.evaluation.bits_per_dim=0)"
+        )
     if parts.codec.range != (-1.0, 1.0) or parts.codec.bins != 256:
         raise UserError(
             "bits/dim are of 8-bit data as they are, in [-1, 1], which this run's x0 is not "

@@ -54,6 +54,8 @@ def check_together(config: Config) -> None:
             "config.conditioning: an image that is told is neither mirrored nor transformed with "
             "the example; set data.flip=false and leave out augmentation"
         )
+    if config.codec.entry == "autoencoder" and "augmentation" in conditions:
+        raise UserError("config.conditioning: augmentation is of pixels, which latents are not")
     if sampling.negative and not sampling.prompts:
         raise UserError("config.sampling.negative needs a prompt: config.sampling.prompts is empty")
     if not sampling.ema and (sampling.ema_length or config.evaluation.ema_lengths):

@@ -1,6 +1,7 @@
 """How a run draws: its guidance, and `make_generate`, which joins sampler, grid and network on all
 devices."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from diffusion_jax.denoisers import (
     make_denoiser,
 )
 from diffusion_jax.denoisers import combined as weighted_sum
-from diffusion_jax.devices.parallel import Started, equal_batches, map_examples, precision
+from diffusion_jax.devices.parallel import Started, equal_batches, map_examples, place, precision
 from diffusion_jax.runs.build import Parts, load_source, raw_source
 from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
@@ -238,7 +239,7 @@ def make_generate(
     asked = make_asked(config, parts, prompts)
 
     def draw(all_params, examples):
-        params, weak = (parts.cast(one) for one in all_params)
+        params, weak = (parts.cast(one) for one in all_params[:2])
         key = lambda seed, index: jax.random.fold_in(noise.key(seed), index)
         keys = jax.vmap(key)(examples["seed"], examples["index"])
         cond = told(parts, examples["asked"])
@@ -251,12 +252,14 @@ def make_generate(
             sampler, denoiser, fold_in(keys, 1), x_init, parts.grid, trajectory
         )
         if decoded:
-            return parts.codec.decode(parts.codec.params, drawn)
+            return parts.codec.decode(all_params[2], drawn)
         if not trajectory:
             return drawn
         return drawn[0], jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), drawn[1])
 
     mapped = map_examples(draw)
+    # read at the first call, and an argument: a program would keep what it closes over
+    decoder = functools.cache(lambda: place(parts.codec.params) if decoded else ())
 
     def start(params, index, seed=None, w=None):
         index = np.asarray(index)
@@ -268,7 +271,7 @@ def make_generate(
         if weight.any() or beside:
             examples |= {"w": weight, "beside": beside}
         with precision(config.model.values().get("dtype")):
-            return mapped.start((params, weak), examples)
+            return mapped.start((params, weak, decoder()), examples)
 
     return Started(start)
 
