@@ -96,7 +96,7 @@ def load_mask(config: Config) -> np.ndarray:
 
 
 def as_x0(mask: np.ndarray, parts: Parts) -> np.ndarray:
-    """A mask bool [H, W, 1] of pixels as one of x0, [h, w, 1]: what is of removed pixels in any part
+    """A mask bool [H, W, 1] of pixels as one of x0, [h, w, 1]: what is in any part of removed pixels
     is removed."""
     (height, width, _), (rows, columns) = mask.shape, parts.codec.shape[:2]
     if (height, width) in ((1, 1), (rows, columns)):
