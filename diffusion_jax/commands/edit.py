@@ -20,7 +20,7 @@ from diffusion_jax.devices.parallel import equal_batches, map_examples, place, p
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
 from diffusion_jax.runs.build import Parts, build, load_source
-from diffusion_jax.runs.checks import check_attention
+from diffusion_jax.runs.checks import check_attention, check_diffuses
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job
@@ -96,7 +96,7 @@ def load_mask(config: Config) -> np.ndarray:
 
 
 def as_x0(mask: np.ndarray, parts: Parts) -> np.ndarray:
-    """A mask bool [H, W, 1] of pixels as one of x0, [h, w, 1]: what is in any part of removed pixels
+    """A mask bool [H, W, 1] of pixels as one of x0, [h, w, 1]: what is in part of removed pixels
     is removed."""
     (height, width, _), (rows, columns) = mask.shape, parts.codec.shape[:2]
     if (height, width) in ((1, 1), (rows, columns)):
@@ -269,6 +269,7 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     interpolation's `results` are [N / 2, F, H, W, C], at its `fractions` [F]."""
     only = "edit takes only config.editing.* and config.sampling.* settings"
     check_same(config, workdir, only)
+    check_diffuses(config, "edits are")
     parts, settings, sampling = build(config), config.editing, config.sampling
     check_editing(config)
     if parts.modality.entry != "image" or (parts.codec.bins != 256 and not parts.codec.moments):

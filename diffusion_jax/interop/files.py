@@ -31,11 +31,21 @@ def _read_torch(path: pathlib.Path) -> Tensors:
     return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
 
 
-READERS = {".safetensors": safetensors.numpy.load_file, ".pt": _read_torch, ".pth": _read_torch}
+def _read_npz(path: pathlib.Path) -> Tensors:
+    with np.load(path) as file:
+        return dict(file)
+
+
+READERS = {
+    ".safetensors": safetensors.numpy.load_file,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+    ".npz": _read_npz,
+}
 
 
 def read_checkpoint(path: str | pathlib.Path) -> Tensors:
-    """The state dict of a .safetensors, .pt or .pth file, as float32. Raises UserError where it
+    """The state dict of a .safetensors, .pt, .pth or .npz file, as float32. Raises UserError where it
     cannot be read.
 
     PyTorch files are read without running the code that a pickle may hold (`weights_only`).

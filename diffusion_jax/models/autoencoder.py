@@ -1,16 +1,21 @@
 """The convolutional autoencoder of latent diffusion (Rombach et al. 2022, appendix G). It knows
 nothing of diffusion: images [B, H, W, C] to latents [B, H / f, W / f, c] and back."""
 
+import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.core.settings import TRAINING, above
+from diffusion_jax.core import quantization
+from diffusion_jax.core.latents import REGULARIZERS, Latents, Regularizer
+from diffusion_jax.core.settings import TRAINING, above, at_least, one_of
 from diffusion_jax.core.types import Kinds, Shape
+from diffusion_jax.models.critic import PatchCritic
 from diffusion_jax.models.layers import Conv, GroupNorm, SelfAttention
+from diffusion_jax.models.shuffles import Shuffle, Unshuffle, check_groups
 from diffusion_jax.models.unet import check_dtype, check_halvings
 
 EPSILON = 1e-6  # of its group norms
@@ -51,6 +56,7 @@ class Encoder(nn.Module):
     blocks: int
     attention: bool
     dtype: jnp.dtype
+    shortcuts: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -59,7 +65,10 @@ class Encoder(nn.Module):
         for i, multiplier in enumerate(self.channel_mult):
             for j in range(self.blocks):
                 h = Block(multiplier * self.channels, self.dtype, name=f"down{i}_block{j}")(h)
-            if i < last:
+            if i < last and self.shortcuts:
+                following = self.channel_mult[i + 1] * self.channels
+                h = Unshuffle(following, self.dtype, name=f"down{i}")(h)
+            elif i < last:
                 # zeros to the right and below alone, as the published weights have it
                 ends = ((0, 1), (0, 1))
                 halve = nn.Conv(h.shape[-1], (3, 3), 2, ends, dtype=self.dtype, name=f"down{i}")
@@ -71,7 +80,8 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """[B, h, w, c] -> images [B, f h, f w, out_channels]: `blocks` + 1 blocks a level, and nearest
-    neighbours with a convolution between two levels."""
+    neighbours with a convolution between two levels. last: besides, what the last convolution, of
+    3 x 3, is given."""
 
     out_channels: int
     channels: int
@@ -79,26 +89,33 @@ class Decoder(nn.Module):
     blocks: int
     attention: bool
     dtype: jnp.dtype
+    shortcuts: bool = False
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z, last: bool = False):
         h = Conv(self.channel_mult[-1] * self.channels, 3, self.dtype, name="conv_in")(z)
         h = middle(h, self.attention, self.dtype)
         for i, multiplier in reversed(list(enumerate(self.channel_mult))):
             for j in range(self.blocks + 1):
                 h = Block(multiplier * self.channels, self.dtype, name=f"up{i}_block{j}")(h)
-            if i > 0:
+            if i > 0 and self.shortcuts:
+                following = self.channel_mult[i - 1] * self.channels
+                h = Shuffle(following, self.dtype, name=f"up{i}")(h)
+            elif i > 0:
                 h = Conv(h.shape[-1], 3, self.dtype, upsampled=True, name=f"up{i}")(h)
         h = GroupNorm(silu=True, epsilon=EPSILON, name="norm_out")(h)
-        return Conv(self.out_channels, 3, self.dtype, name="conv_out")(h)
+        image = Conv(self.out_channels, 3, self.dtype, name="conv_out")(h)
+        return (image, h) if last else image
 
 
 class Autoencoder(nn.Module):
     """Images to `latent` channels at 1 / f of their height and width, f = 2^(levels - 1), and back.
 
     `moments`: channels of what `encode` returns, twice `latent` where it is the mean and the
-    logarithm of the variance of a normal distribution, else `latent`. Called as a network, it
-    returns the reconstruction from the mean; t and cond mean nothing to it."""
+    logarithm of the variance of a normal distribution, else `latent`. `decode` takes latents as
+    they are, and quantises them where the regularizer does. Called as a network, it returns the
+    reconstruction from the mean; t and cond mean nothing to it. The critic, where there is one, has
+    the parameters "critic", and no part in all this but `judge`."""
 
     out_channels: int
     latent: int = 4
@@ -108,21 +125,55 @@ class Autoencoder(nn.Module):
     blocks: int = 2
     attention: bool = True  # in the middle
     dtype: jnp.dtype = jnp.float32
+    regularizer: Regularizer = "kl"
+    codes: int = 0  # of the codebook of vq
+    levels: tuple[int, ...] = ()  # a channel, of fsq
+    shortcuts: bool = False  # round what halves and doubles
+    critic_channels: int = 0  # of the first layer; 0 for no critic
+    critic_layers: int = 3
+    critic_norm: bool = True
+
+    @property
+    def latents(self) -> Latents:
+        """What its latents are, for an objective."""
+        codes = math.prod(self.levels) if self.regularizer == "fsq" else self.codes
+        critic = self.critic_channels > 0
+        return Latents(self.regularizer, self.latent, codes, self.levels, critic)
 
     def setup(self):
         of = (self.channels, self.channel_mult, self.blocks, self.attention, self.dtype)
-        self.encoder, self.decoder = Encoder(self.moments, *of), Decoder(self.out_channels, *of)
+        self.encoder = Encoder(self.moments, *of, self.shortcuts)
+        self.decoder = Decoder(self.out_channels, *of, self.shortcuts)
         self.quant_conv = Conv(self.moments, 1, self.dtype)
         self.post_quant_conv = Conv(self.latent, 1, self.dtype)
+        if self.regularizer == "vq":
+            self.codebook = self.param("codebook", first_codes, (self.codes, self.latent))
+        if self.critic_channels:
+            of_critic = (self.critic_channels, self.critic_layers, self.critic_norm, self.dtype)
+            self.critic = PatchCritic(*of_critic)
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Images [B, H, W, C] in [-1, 1] -> float32 [B, H / f, W / f, moments]."""
         return self.quant_conv(self.encoder(x)).astype(jnp.float32)
 
-    def decode(self, z: jax.Array) -> jax.Array:
-        """Latents [B, h, w, latent] -> images float32 [B, f h, f w, out_channels], about in
-        [-1, 1]."""
-        return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+    def quantize(self, z: jax.Array) -> jax.Array:
+        """Latents [B, h, w, latent] -> their codes, of the same shape, with the gradient of z; z
+        itself where the latents are not quantised."""
+        if self.regularizer == "vq":
+            codes = self.codebook[quantization.nearest(z, self.codebook)]
+            return quantization.straight_through(z, codes)
+        return quantization.fsq(z, self.levels) if self.regularizer == "fsq" else z
+
+    def decode(self, z: jax.Array, last: bool = False) -> Any:
+        """Latents [B, h, w, latent], quantised or not -> images float32 [B, f h, f w,
+        out_channels], about in [-1, 1]; last: (images, what the last convolution was given)."""
+        found = self.decoder(self.post_quant_conv(self.quantize(z)), last)
+        return jax.tree.map(lambda a: a.astype(jnp.float32), found)
+
+    def judge(self, x: jax.Array) -> jax.Array:
+        """Images [B, H, W, C] in [-1, 1] -> float32 [B, h, w, 1], high where the critic takes a
+        patch for real."""
+        return self.critic(x)
 
     def __call__(
         self,
@@ -132,7 +183,14 @@ class Autoencoder(nn.Module):
         *,
         train: bool = False,
     ) -> jax.Array:
+        if self.is_initializing() and self.critic_channels:
+            self.judge(x)
         return self.decode(self.encode(x)[..., : self.latent])
+
+
+def first_codes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Evenly spread over [-1 / K, 1 / K]."""
+    return jax.random.uniform(key, shape, jnp.float32, -1.0 / shape[0], 1.0 / shape[0])
 
 
 def autoencoder(
@@ -144,9 +202,16 @@ def autoencoder(
     blocks: int = 2,
     attention: bool = True,
     dtype: Annotated[str, TRAINING] = "float32",
+    regularizer: Regularizer = "kl",
+    codebook: int = 8192,
+    levels: tuple[int, ...] = (8, 5, 5, 5),
+    critic: int = 0,
+    critic_layers: int = 3,
+    critic_norm: bool = True,
+    shortcuts: bool = False,
 ) -> Autoencoder:
-    """The autoencoder of latent diffusion, whose latents are normal distributions (Rombach et al.
-    2022).
+    """The autoencoder of latent diffusion, whose latents are normal distributions, points or codes
+    (Rombach et al. 2022).
 
     Args:
       latent: channels of the latents.
@@ -155,8 +220,20 @@ def autoencoder(
       blocks: residual blocks a level, one more on the way back.
       attention: whether there is attention at the lowest resolution.
       dtype: precision of the computation, float32 or bfloat16; parameters stay float32.
+      regularizer: kl, normal distributions; vq, codes of a codebook; fsq, numbers rounded to levels
+        (Mentzer et al. 2023); none, points.
+      codebook: of vq: how many codes.
+      levels: of fsq: how many a channel, each at least 2.
+      critic: channels of the first layer of a critic of patches, in training; 0 for none.
+      critic_layers: of the critic: how often it halves an image, at least 1.
+      critic_norm: whether the critic has group norms.
+      shortcuts: whether halving and doubling are pixels unshuffled and shuffled, beside a
+        convolution (Chen et al. 2024).
     """
-    above(0, latent=latent, channels=channels, blocks=blocks)
+    above(0, latent=latent, channels=channels, blocks=blocks, codebook=codebook)
+    at_least(0, critic=critic)
+    at_least(1, critic_layers=critic_layers)
+    one_of(REGULARIZERS, regularizer=regularizer)
     if len(shape) != 3:
         raise ValueError(f"shape must be height, width and channels, not {shape}")
     if not channel_mult or min(channel_mult) < 1:
@@ -166,6 +243,28 @@ def autoencoder(
     if kinds:
         raise ValueError(f"an autoencoder is told nothing, not {', '.join(kinds)}")
     mult = tuple(channel_mult)
+    if shortcuts:
+        check_groups(mult, channels)
+    levels = tuple(levels) if regularizer == "fsq" else ()
+    if regularizer == "fsq" and (len(levels) != latent or min(levels) < 2):
+        raise ValueError(
+            f"levels needs one number of at least 2 for each of the latent={latent} channels, "
+            f"not {levels}"
+        )
     return Autoencoder(
-        shape[-1], latent, 2 * latent, channels, mult, blocks, attention, jnp.dtype(dtype)
+        shape[-1],
+        latent,
+        2 * latent if regularizer == "kl" else latent,
+        channels,
+        mult,
+        blocks,
+        attention,
+        jnp.dtype(dtype),
+        regularizer,
+        codebook if regularizer == "vq" else 0,
+        levels,
+        shortcuts,
+        critic,
+        critic_layers,
+        critic_norm,
     )

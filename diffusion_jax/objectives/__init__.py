@@ -1,5 +1,6 @@
 """Objectives: what is trained."""
 
+from diffusion_jax.objectives.autoencoding import Perceptual, autoencoding
 from diffusion_jax.objectives.denoising import denoising, hybrid, vlb
 from diffusion_jax.objectives.objective import (
     Context,
@@ -11,13 +12,21 @@ from diffusion_jax.objectives.objective import (
 )
 from diffusion_jax.objectives.uncertainty import uncertainty
 
-OBJECTIVES = {"denoising": denoising, "vlb": vlb, "hybrid": hybrid, "uncertainty": uncertainty}
+OBJECTIVES = {
+    "denoising": denoising,
+    "vlb": vlb,
+    "hybrid": hybrid,
+    "uncertainty": uncertainty,
+    "autoencoding": autoencoding,
+}
 
 __all__ = [
     "OBJECTIVES",
     "Context",
     "Objective",
+    "Perceptual",
     "Problem",
+    "autoencoding",
     "denoiser",
     "denoising",
     "hybrid",

@@ -42,16 +42,22 @@ class Objective(NamedTuple):
     init: (key, params) -> aux, arrays that a step may change and a checkpoint keeps: the history of
     an adaptive distribution of t, a teacher, a critic; () for none. sample: (aux, key, index [B],
     total) -> (t [B], weights [B]) of examples number index of total. loss: (params, aux, context,
-    batch) -> (losses [B], report), the report a dict of arrays [B], each logged as its mean, but
-    for `logsnr`, by which the losses are logged in quartiles. update: (aux, state, report) -> aux;
-    the state is that after the step, and the report of the whole batch holds besides `t`,
-    `weights` and `losses`.
+    batch) -> (losses [B], report), the report a dict of arrays [B, ...]: those of one axis are
+    logged as their means, but for `logsnr`, by which the losses are logged in quartiles; those of
+    more are for `update` and `after`. update: (aux, state, report) -> aux; the state is that after
+    the step, and the report of the whole batch holds besides `t`, `weights` and `losses`. after:
+    (params, aux, report) -> params, what becomes of the parameters behind the optimizer and before
+    they are averaged, such as of a codebook that is not learned by gradient; aux is that before the
+    step. reconstruct: (apply_fn, params, x0 [B, *shape]) -> x0, what a run draws, of held-out
+    examples, in place of samples.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
     sample: Callable[..., tuple[Any, Any]]
     loss: Callable[[PyTree, PyTree, Context, Batch], tuple[jax.Array, dict[str, Any]]]
     update: Callable[[PyTree, Any, dict[str, Any]], PyTree]
+    after: Callable[[PyTree, PyTree, dict[str, Any]], PyTree] | None = None
+    reconstruct: Callable[[ApplyFn, PyTree, jax.Array], jax.Array] | None = None
 
 
 class Problem(NamedTuple):
@@ -97,6 +103,11 @@ def network(params: PyTree, context: Context) -> Callable:
         return context.apply_fn(params, x_in, t_in, cond, context.dropout_key)
 
     return call
+
+
+def method(apply_fn: ApplyFn, name: str) -> Callable[..., Any]:
+    """(params, ...) -> what the network's method of that name returns, such as `encode`."""
+    return apply_fn.method(name)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def denoiser(problem: Problem, params: PyTree, context: Context, cond: Cond) -> Denoiser:

@@ -1,11 +1,9 @@
 """From a Config, whose strings end here, to the functions of a run."""
 
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from diffusion_jax.codecs import Codec
 from diffusion_jax.conditioning import Conditioner, joined
 from diffusion_jax.core import grids, schedules, timesteps
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.latents import Latents
 from diffusion_jax.core.types import (
     Kinds,
     Level,
@@ -30,38 +29,25 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.spec import Declared, Spec, spec_of
 from diffusion_jax.modalities import Modality
 from diffusion_jax.models.precision import Precisions, cast, recorded
-from diffusion_jax.objectives import Objective, Problem
+from diffusion_jax.objectives import Objective, Perceptual, Problem
 from diffusion_jax.runs.checks import (
     check_clippable,
     check_decodable,
     check_freeze,
+    check_latents,
     check_together,
 )
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.guides import Guide
-from diffusion_jax.runs.latents import as_stored, check_latents, with_statistics
+from diffusion_jax.runs.latents import as_stored, check_kept, with_statistics
+from diffusion_jax.runs.network import PERCEPTUAL, Network
 from diffusion_jax.runs.nouns import OTHERS
 from diffusion_jax.runs.registry import make, needs
 from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.training.clipping import clip_by_global_norm
-from diffusion_jax.training.optimizers import LearningRate, scheduled
+from diffusion_jax.training.optimizers import LearningRate, of_two, scheduled
 from diffusion_jax.training.power_ema import exponent
 from diffusion_jax.training.state import TrainState, init_state, split, warmed_up_ema, whole
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """The `apply_fn` of a flax module; equal for equal modules.
-
-    Called as (params, x_in [B, ...], t_in [B], cond, dropout_key); it trains, with dropout, where
-    it is given the key."""
-
-    module: nn.Module
-
-    def __call__(self, params, x, t, cond=None, dropout_key=None) -> Any:
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        train = dropout_key is not None
-        return self.module.apply({"params": params}, x, t, cond or {}, train=train, rngs=rngs)
 
 
 class Parts(NamedTuple):
@@ -163,7 +149,9 @@ def _build(config: Config) -> Parts:
     weighting = make(diffusion.weighting, {})
     of = (schedule, parameterization, distribution, codec, conditioner)
     problem = Problem(*of, weighting, variance, modality.entry)
-    objective = make(diffusion.loss, {Problem: problem})
+    nouns = {Problem: problem, Latents: getattr(module, "latents", None), Perceptual: PERCEPTUAL}
+    check_latents(config, nouns[Latents])
+    objective = make(diffusion.loss, nouns)
     rate, steps = training.learning_rate, training.num_steps
     learning_rate = scheduled(
         rate, steps, training.warmup_steps, training.decay, training.decay_after
@@ -171,6 +159,7 @@ def _build(config: Config) -> Parts:
     optimizer = make(training.optimizer, {LearningRate: learning_rate})
     if training.clip_norm:
         optimizer = optax.chain(clip_by_global_norm(training.clip_norm), optimizer)
+    optimizer = of_two(optimizer) if "critic" in params else optimizer
     grid = make_grid(config, schedule)
     return Parts(
         modality=modality,
@@ -252,7 +241,7 @@ def check_source(config: Config, source: Any, split: str) -> None:
     called = values.get("name") or values.get("folder") or config.data.source.entry
     modality = make(config.data.modality, {})
     sources.check(source, declared(config), split, called, modality.entry)
-    check_latents(config, source)
+    check_kept(config, source)
 
 
 def ranged(config: Config) -> bool:

@@ -6,6 +6,7 @@ import jax
 
 from diffusion_jax.codecs import Codec
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.latents import Latents
 from diffusion_jax.core.types import PyTree, Schedule, Variance
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.registry import make
@@ -33,6 +34,8 @@ def check_together(config: Config) -> None:
             f"config.sampling.label must be -1, for all, or 0 to {classes - 1}, "
             f"not {sampling.label}"
         )
+    if config.diffusion.loss.entry == "autoencoding":
+        check_reconstructs(config)
     if sampling.guidance:
         check_can_guide(config)
     elif sampling.negative:
@@ -82,6 +85,42 @@ def check_together(config: Config) -> None:
             f"config.training.keep_every={training.keep_every} must be a multiple of "
             f"checkpoint_every={training.checkpoint_every}: no other step is saved"
         )
+
+
+def check_latents(config: Config, latents: Latents | None) -> None:
+    """Raises UserError where autoencoding is not of an autoencoder, or an autoencoder would learn
+    to denoise. latents: those of the network, None where it is no autoencoder."""
+    loss, model = config.diffusion.loss.entry, config.model.entry
+    if loss == "autoencoding" and latents is None:
+        raise UserError(
+            "config.diffusion.loss=autoencoding trains an autoencoder, as config.model=autoencoder,"
+            f" not {model}"
+        )
+    if loss != "autoencoding" and latents is not None:
+        raise UserError(
+            f"config.model={model} is no denoiser: it is trained by "
+            f"config.diffusion.loss=autoencoding, not by {loss}"
+        )
+
+
+def check_diffuses(config: Config, what: str) -> None:
+    """Raises UserError where a run has no diffusion model, which `what` is done with."""
+    if config.diffusion.loss.entry == "autoencoding":
+        raise UserError(f"{what} of a diffusion model; this run's is an autoencoder, "
+                        "which reconstructs images and draws none")  # fmt: skip
+
+
+def check_reconstructs(config: Config) -> None:
+    """Raises UserError for settings of sampling that mean nothing where images are
+    reconstructed."""
+    sampling = config.sampling
+    told = [one.entry for one in config.conditioning]
+    if told:
+        raise UserError(f"config.conditioning: an autoencoder is told nothing, not {told[0]}; "
+                        "set config.conditioning=()")  # fmt: skip
+    for name in ("guidance", "tolerance", "threshold", "gif", "strip"):
+        if getattr(sampling, name):
+            check_diffuses(config, f"config.sampling.{name} is")
 
 
 def check_can_guide(config: Config) -> None:

@@ -234,6 +234,8 @@ def make_generate(
     sampling.guide.weak, from `runs.open.weak_params`. With trajectory: (x0, `samplers.Path` with
     examples first).
     """
+    if parts.objective.reconstruct:
+        return make_reconstruct(config, parts, decoded)
     sampling, shape = config.sampling, tuple(parts.codec.shape)
     prompts = Prompts(config, parts) if sampling.prompts else None
     asked = make_asked(config, parts, prompts)
@@ -272,6 +274,28 @@ def make_generate(
             examples |= {"w": weight, "beside": beside}
         with precision(config.model.values().get("dtype")):
             return mapped.start((params, weak, decoder()), examples)
+
+    return Started(start)
+
+
+def make_reconstruct(config: Config, parts: Parts, decoded: bool) -> Started:
+    """As `make_generate` of a run whose objective reconstructs: sample number i is held-out example
+    number i, round and round, as the autoencoder gives it back."""
+    reconstruct, codec, entry = parts.objective.reconstruct, parts.codec, parts.modality.entry
+    assert reconstruct is not None
+    source = load_source(config, config.data.eval_split)
+
+    def of_batch(params, data):
+        x0 = codec.encode(codec.params, None, data)
+        found = reconstruct(parts.apply_fn, parts.cast(params), x0)
+        return codec.decode(codec.params, found) if decoded else found
+
+    mapped = map_examples(of_batch)
+
+    def start(params, index, seed=None, w=None):
+        examples = pipeline.examples(source, np.asarray(index) % len(source))
+        with precision(config.model.values().get("dtype")):
+            return mapped.start(params, examples[entry])
 
     return Started(start)
 

@@ -28,7 +28,7 @@ def of_latents(config: Config) -> bool:
     return config.data.source.entry == SOURCE
 
 
-def check_latents(config: Config, source: Any = None) -> None:
+def check_kept(config: Config, source: Any = None) -> None:
     """Raises UserError where latents have no codec that reads them, or are those of another
     autoencoder than the run's."""
     if not of_latents(config):
@@ -66,7 +66,7 @@ def with_statistics(config: Config, source: Any, codec: Codec) -> Config:
     own = config.codec
     own.sha256 = own.sha256 or AUTOENCODERS.open(own.run, own.weights).sha256
     _ = codec.params  # which compares it
-    check_latents(config, source)
+    check_kept(config, source)
     if not own.mean or not own.deviation:
         found = source.statistics if of_latents(config) else measured(codec, source)
         own.mean, own.deviation = (tuple(float(f"{v:.6g}") for v in values) for values in found)

@@ -41,6 +41,15 @@ def check_images(config: Config, parts: Parts) -> None:
         raise UserError("scores are of 8-bit images, which this run's data are not")
 
 
+def check_enough(config: Config, num: int, name: str) -> None:
+    """Raises UserError where more images are to be reconstructed than are held out: some would
+    count twice."""
+    count = len(load_source(config, config.data.eval_split))
+    if num > count:
+        raise UserError(f"config.evaluation.{name}={num}, but there are {count} held-out images to "
+                        "be reconstructed")  # fmt: skip
+
+
 def make_score(config: Config, parts: Parts) -> Callable:
     """score(draw, params) -> {name: number} of evaluation.every_num samples, for the training loop.
 
@@ -48,6 +57,8 @@ def make_score(config: Config, parts: Parts) -> Callable:
     computed at the first call.
     """
     check_images(config, parts)
+    if parts.objective.reconstruct:
+        check_enough(config, config.evaluation.every_num, "every_num")
     settings, data = config.evaluation, config.data
     function, known = features.load(settings.features, settings.weights), []
     function.apply(np.zeros((1, *data.shape), np.uint8))  # that these are features of such images
@@ -96,6 +107,8 @@ def bits_per_dim(config: Config, parts: Parts, params) -> dict:
 def check_measures(config: Config, parts: Parts) -> None:
     """Raises UserError for what would be missed only when all samples are drawn."""
     check_images(config, parts)
+    if parts.objective.reconstruct:
+        check_enough(config, config.evaluation.num, "num")
     if config.evaluation.bits_per_dim:
         bits.check_bins(parts)
         load_source(config, config.likelihood.split)

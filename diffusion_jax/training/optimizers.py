@@ -88,3 +88,12 @@ def scheduled(
         return after
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def of_two(
+    optimizer: optax.GradientTransformation, name: str = "critic"
+) -> optax.GradientTransformation:
+    """The optimizer once for the parameters of that top-level name and once for the others, so that
+    neither's gradients are clipped by the other's norm; itself for all where there are none."""
+    label = lambda params: {top: name if top == name else "network" for top in params}
+    return optax.multi_transform({name: optimizer, "network": optimizer}, label)

@@ -112,9 +112,10 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params = constrain(params) if constrain else params
+        report = gather({**report, "t": t, "losses": losses, "weights": weights})
+        params = objective.after(params, state.aux, report) if objective.after else params
         decay = ema(state.step)
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
-        report = gather({**report, "t": t, "losses": losses, "weights": weights})
         by_powers = tuple(
             optax.incremental_update(params, average, share(exponent, state.step + 1))
             for average, exponent in zip(state.averages, exponents, strict=True)
@@ -151,9 +152,9 @@ def apart(gradients: PyTree, params: PyTree) -> PyTree:
 
 def averages(report: dict) -> dict:
     """What a report says beside the loss: quartiles of the loss by log-SNR, and means of the
-    rest."""
+    rest, where they are numbers of examples."""
     own = report.keys() - {"t", "losses", "weights", "logsnr"}
-    found = {name: jnp.mean(report[name]) for name in sorted(own)}
+    found = {name: jnp.mean(report[name]) for name in sorted(own) if report[name].ndim == 1}
     if "logsnr" in report:
         found |= loss_by_quartile(report["logsnr"], report["losses"])
     return found
