@@ -23,6 +23,8 @@ Layout = Literal["diffusers", "compvis"]
 LAYOUTS: tuple[Layout, ...] = ("diffusers", "compvis")
 PREFIX = "first_stage_model."  # of a whole model's file
 CODEBOOK = "quantize.embedding.weight"
+CRITIC = "critic"  # of ours, which no file has
+REGULARIZERS = ("kl", "vq")
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 # Ours -> theirs, in a block and around it. A tuple holds the equal parts of the outputs.
@@ -112,8 +114,12 @@ def layers(model: Autoencoder, layout: Layout) -> Iterator[tuple[str, Place]]:
 
 
 def places(params: PyTree, model: Autoencoder, layout: Layout) -> dict[str, Place]:
-    """{torch's name: place} of every parameter. Raises UserError for one without a name there."""
-    flat = flatten_dict(params)
+    """{torch's name: place} of every parameter but the critic's. Raises UserError for one without a
+    name there, and for latents that the layouts do not know."""
+    if model.regularizer not in REGULARIZERS:
+        known = " and ".join(REGULARIZERS)
+        raise UserError(f"{layout} has names for the regularizers {known}, not {model.regularizer}")
+    flat = {path: a for path, a in flatten_dict(params).items() if path[0] != CRITIC}
     found = {
         f"{name}.{LEAVES[leaf]}": place._replace(path=(*place.path, leaf))
         for name, place in layers(model, layout)
@@ -202,19 +208,9 @@ def layout_of(tensors: Tensors) -> Layout:
     )
 
 
-class Found(NamedTuple):
-    """What the names and shapes of a state dict tell. settings: those of the factory
-    `autoencoder`; channels: of the images; moments: of what is encoded; codebook: rows of the
-    codebook, 0 where there is none."""
-
-    settings: dict[str, Any]
-    channels: int
-    moments: int
-    codebook: int
-
-
-def infer_model(tensors: Tensors) -> Found:
-    """The architecture of a state dict. Raises UserError for what is no such autoencoder."""
+def infer_model(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    """(settings of the factory `autoencoder`, channels of the images), as a state dict's names and
+    shapes tell. Raises UserError for what is no such autoencoder."""
     tensors = own(tensors)
     names = NAMES[layout_of(tensors)]
 
@@ -254,7 +250,8 @@ def infer_model(tensors: Tensors) -> Found:
         "attention": f"encoder.{names['middle']}.{names['attention']}.{names['norm']}.weight"
         in tensors,
     }
-    return Found(settings, image_channels, moments, codebook)
+    quantised = {"regularizer": "vq", "codebook": codebook} if codebook else {"regularizer": "kl"}
+    return settings | quantised | {"critic": 0, "shortcuts": False}, image_channels
 
 
 # What diffusers' config.json may say, where the names and shapes do not tell.

@@ -2,11 +2,13 @@
 W, C] to latents [B, H / f, W / f, c] and back, by convolutions and ReLU alone."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.core.latents import Latents
 from diffusion_jax.core.settings import above
 from diffusion_jax.core.types import Kinds, Shape
 from diffusion_jax.models.layers import Conv
@@ -46,25 +48,26 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[B, h, w, c] -> [B, f h, f w, out_channels]. blocks: of each level, the lowest resolution
-    first."""
+    """[B, h, w, c] -> [B, f h, f w, out_channels] in [-1, 1]. blocks: of each level, the lowest
+    resolution first. last: besides, what the last convolution is given."""
 
     out_channels: int
     channels: int
     blocks: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z, last: bool = False):
         h = REACH * jnp.tanh(z / REACH)
         h = nn.relu(Conv(self.channels, 3, jnp.float32, name="conv_in")(h))
-        last = len(self.blocks) - 1
+        final = len(self.blocks) - 1
         for i, count in enumerate(self.blocks):
             for j in range(count):
                 h = Block(self.channels, name=f"level{i}_block{j}")(h)
-            if i < last:
+            if i < final:
                 h = h.repeat(2, axis=1).repeat(2, axis=2)
                 h = nn.Conv(self.channels, (3, 3), padding=1, use_bias=False, name=f"level{i}")(h)
-        return Conv(self.out_channels, 3, jnp.float32, name="conv_out")(h)
+        image = 2.0 * Conv(self.out_channels, 3, jnp.float32, name="conv_out")(h) - 1.0
+        return (image, h) if last else image
 
 
 class TinyAutoencoder(nn.Module):
@@ -85,14 +88,23 @@ class TinyAutoencoder(nn.Module):
     def moments(self) -> int:
         return self.latent
 
+    @property
+    def latents(self) -> Latents:
+        """What its latents are, for an objective."""
+        return Latents("none", self.latent)
+
     def encode(self, x: jax.Array) -> jax.Array:
         """Images [B, H, W, C] in [-1, 1] -> float32 [B, H / f, W / f, latent]."""
         return self.encoder(0.5 * (x + 1.0))
 
-    def decode(self, z: jax.Array) -> jax.Array:
+    def quantize(self, z: jax.Array) -> jax.Array:
+        """z itself: these latents are points."""
+        return z
+
+    def decode(self, z: jax.Array, last: bool = False) -> Any:
         """Latents [B, h, w, latent] -> images float32 [B, f h, f w, out_channels], about in
-        [-1, 1]."""
-        return 2.0 * self.decoder(z) - 1.0
+        [-1, 1]; last: (images, what the last convolution was given)."""
+        return self.decoder(z, last)
 
     def __call__(
         self,

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax.codecs import Autoencoders, Coder
 from diffusion_jax.core.errors import UserError
@@ -20,7 +19,7 @@ from diffusion_jax.runs.settings import load
 from diffusion_jax.runs.workdir import workdir_path
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-HALVES = ("encoder", "decoder")  # TAESD's two files
+HALVES = ("_encoder", "_decoder")  # ends of the names of TAESD's two files
 ENDINGS = (".safetensors", ".pth", ".pt")
 PROBE = 64  # pixels a side that stand for images of any size
 
@@ -74,8 +73,12 @@ def of_run(workdir: pathlib.Path) -> tuple[Any, PyTree]:
             f"config.codec.run={workdir} is a run of the network {config.model.entry}, not of an "
             "autoencoder"
         )
+    if "dtype" in config.model.values():  # in bfloat16 the decoder's steps can be seen
+        config.model.dtype = "float32"
     parts = build(config)
-    return parts.apply_fn.module, restore_params(config, parts, workdir, ema=True)[0]
+    params = restore_params(config, parts, workdir, ema=True)[0]
+    own = {name: tree for name, tree in params.items() if name != autoencoder_names.CRITIC}
+    return parts.apply_fn.module, own
 
 
 def of_weights(path: pathlib.Path) -> tuple[Any, PyTree]:
@@ -94,10 +97,7 @@ def infer(tensors: Tensors) -> tuple[str, dict[str, Any], int]:
     """(entry of the network, its settings, channels of the images) of a state dict."""
     if any(name.startswith(("encoder.0.", "encoder.layers.")) for name in tensors):
         return "tiny_autoencoder", *tiny_names.infer_model(tensors)
-    found = autoencoder_names.infer_model(tensors)
-    if found.codebook:
-        raise UserError("these are the weights of a VQ autoencoder, whose codebook is not read")
-    return "autoencoder", found.settings, found.channels
+    return "autoencoder", *autoencoder_names.infer_model(tensors)
 
 
 def read_weights(path: pathlib.Path) -> Tensors:
@@ -107,22 +107,16 @@ def read_weights(path: pathlib.Path) -> Tensors:
         if (path / "config.json").is_file():
             check_config(path / "config.json")
         found = [path / name for name in WEIGHTS if (path / name).is_file()]
-        halves = sorted(one for end in ENDINGS for one in path.glob(f"*encoder{end}"))
+        halves = sorted(one for end in ENDINGS for one in path.glob(f"*_encoder{end}"))
         if not found and not halves:
             raise UserError(f"{path} holds no weights of an autoencoder: no {WEIGHTS[0]}")
         path = (found or halves)[0]
-    if path.stem.endswith(HALVES):
-        return joined(path)
-    return read_checkpoint(path)
-
-
-def joined(path: pathlib.Path) -> Tensors:
-    """TAESD's two files, of which one is named, as one state dict."""
-    stem = path.stem.removesuffix("encoder").removesuffix("decoder")
-    tensors: dict[str, np.ndarray] = {}
+    if not path.stem.endswith(HALVES):
+        return read_checkpoint(path)
+    stem, tensors = path.stem.removesuffix(HALVES[0]).removesuffix(HALVES[1]), {}
     for half in HALVES:
         own = read_checkpoint(path.with_name(f"{stem}{half}{path.suffix}"))
-        tensors |= {f"{half}.{name}": array for name, array in own.items()}
+        tensors |= {f"{half[1:]}.{name}": array for name, array in own.items()}
     return tensors
 
 

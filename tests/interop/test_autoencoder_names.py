@@ -15,6 +15,7 @@ from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.models.tiny_autoencoder import TinyAutoencoder
 
 KL = Autoencoder(3, latent=4, moments=8, channels=32, channel_mult=(1, 2), blocks=1)
+VQ = KL.clone(moments=4, regularizer="vq", codes=16)
 TINY = TinyAutoencoder(3, 4, 8, (1, 2), (2, 1))
 
 
@@ -31,10 +32,12 @@ def recorded(reference):
 
     sys.path.pop(0)
     file = reference("autoencoders.npz")
-    return {kind: drawn(json.loads(str(file[f"{kind}/shapes"]))) for kind in ("kl", "tiny")}
+    return {kind: drawn(json.loads(str(file[f"{kind}/shapes"]))) for kind in ("kl", "vq", "tiny")}
 
 
-@pytest.mark.parametrize(("kind", "model", "room"), [("kl", KL, names), ("tiny", TINY, tiny_names)])
+@pytest.mark.parametrize(
+    ("kind", "model", "room"), [("kl", KL, names), ("vq", VQ, names), ("tiny", TINY, tiny_names)]
+)
 def test_encodes_and_decodes_as_diffusers(kind, model, room, recorded, reference):
     file = reference("autoencoders.npz")
     params = room.from_names(recorded[kind], shapes(model), model)
@@ -46,7 +49,7 @@ def test_encodes_and_decodes_as_diffusers(kind, model, room, recorded, reference
 
 
 def test_diffusers_names_come_back_bit_for_bit(recorded):
-    for kind, model, room in (("kl", KL, names), ("tiny", TINY, tiny_names)):
+    for kind, model, room in (("kl", KL, names), ("vq", VQ, names), ("tiny", TINY, tiny_names)):
         params = room.from_names(recorded[kind], shapes(model), model)
         assert_same(dict(sorted(room.to_names(params, model).items())),
                     dict(sorted(recorded[kind].items())))  # fmt: skip
@@ -110,10 +113,10 @@ def test_the_files_of_taesd(recorded):
 
 
 def test_the_architecture_is_read_from_the_file(recorded):
-    found = names.infer_model(recorded["kl"])
-    assert found == names.Found(
-        dict(latent=4, channels=32, channel_mult=(1, 2), blocks=1, attention=True), 3, 8, 0
-    )
+    same = dict(latent=4, channels=32, channel_mult=(1, 2), blocks=1, attention=True)
+    same |= dict(critic=0, shortcuts=False)
+    assert names.infer_model(recorded["kl"]) == (same | dict(regularizer="kl"), 3)
+    assert names.infer_model(recorded["vq"]) == (same | dict(regularizer="vq", codebook=16), 3)
     settings, channels = tiny_names.infer_model(recorded["tiny"])
     assert channels == 3
     assert settings == dict(latent=4, channels=8, encoder_blocks=(1, 2), decoder_blocks=(2, 1))
