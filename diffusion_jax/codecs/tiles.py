@@ -9,19 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def starts(length: int, tile: int) -> np.ndarray:
-    """Where tiles of a length begin, evenly spread, two neighbours sharing a quarter of a tile or
-    more: int [n]."""
-    if length <= tile:
-        return np.zeros(1, int)
-    count = 1 + math.ceil((length - tile) / (tile - max(tile // 4, 1)))
-    return np.round(np.linspace(0, length - tile, count)).astype(int)
+FRESH = 0.75  # of a tile, at most, that the tile before did not have
 
 
-def ramps(length: int, tile: int, factor: int) -> np.ndarray:
-    """The weight of each tile at each of its pixels, float32 [n, tile * factor]: linear where two
+def cut(length: int, most: int) -> tuple[np.ndarray, int]:
+    """(where tiles begin, int [n]; their size): as few as can be of `most` or less, evenly spread,
+    and no larger than it takes for two neighbours to share a quarter."""
+    if length <= most:
+        return np.zeros(1, int), length
+    count = 1 + math.ceil((length - most) / (FRESH * most))
+    size = math.ceil(length / (1 + FRESH * (count - 1)))
+    return np.round(np.linspace(0, length - size, count)).astype(int), size
+
+
+def ramps(length: int, most: int, factor: int) -> np.ndarray:
+    """The weight of each tile at each of its pixels, float32 [n, size * factor]: linear where two
     tiles overlap; at every pixel all weights sum to 1."""
-    first, size = starts(length, tile) * factor, min(tile, length) * factor
+    first, size = (a * factor for a in cut(length, most))
     own = np.ones((len(first), size))
     at = np.arange(size) + 0.5
     for i in range(1, len(first)):
@@ -31,15 +35,15 @@ def ramps(length: int, tile: int, factor: int) -> np.ndarray:
     total = np.zeros(length * factor)
     for start, weights in zip(first, own, strict=True):
         total[start : start + size] += weights
-    cut = [total[start : start + size] for start in first]
-    return (own / np.stack(cut)).astype(np.float32)
+    sums = np.stack([total[start : start + size] for start in first])
+    return (own / sums).astype(np.float32)
 
 
 def decode_in_tiles(
     decode: Callable[[Any], Any], z: jax.Array, factor: int, channels: int, tile: int
 ) -> jax.Array:
-    """decode(z) -> [B, f H, f W, channels] of latents z [B, H, W, c], in tiles of `tile` x `tile`
-    latents, one after the other; latents no larger than a tile are decoded whole.
+    """decode(z) -> [B, f H, f W, channels] of latents z [B, H, W, c], in tiles of at most `tile` x
+    `tile` latents, one after the other; latents no larger than that are decoded whole.
 
     Tiles overlap by a quarter or more and are blended linearly. Each sees itself alone, so that
     what a decoder computes of the whole image, as group norm and attention do, differs from tile
@@ -47,9 +51,9 @@ def decode_in_tiles(
     batch, height, width, depth = z.shape
     if height <= tile and width <= tile:
         return decode(z)
-    rows, columns = starts(height, tile), starts(width, tile)
+    (rows, tall), (columns, wide) = cut(height, tile), cut(width, tile)
     down, along = ramps(height, tile, factor), ramps(width, tile, factor)
-    size = (batch, min(tile, height), min(tile, width), depth)
+    size = (batch, tall, wide, depth)
 
     def one(canvas, number):
         i, j = number // len(columns), number % len(columns)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.codecs.tiles import decode_in_tiles, ramps, starts
+from diffusion_jax.codecs.tiles import cut, decode_in_tiles, ramps
 
 FACTOR, TILE = 4, 16
 
@@ -17,12 +17,12 @@ def doubled(z):
 
 @pytest.mark.parametrize("length", [16, 17, 31, 40, 64])
 def test_weights_are_linear_and_sum_to_one(length):
-    first, weights, total = starts(length, TILE), ramps(length, TILE, FACTOR), 0
-    assert first[0] == 0 and first[-1] == length - TILE
-    assert (np.diff(first) <= TILE - TILE // 4).all()  # a quarter overlaps
+    (first, size), weights = cut(length, TILE), ramps(length, TILE, FACTOR)
+    assert first[0] == 0 and first[-1] == length - size and size <= TILE
+    assert (np.diff(first) <= size - size // 4).all()  # a quarter overlaps
     total = np.zeros(length * FACTOR)
     for start, own in zip(first * FACTOR, weights, strict=True):
-        total[start : start + TILE * FACTOR] += own
+        total[start : start + size * FACTOR] += own
         assert (own > 0).all()
     np.testing.assert_allclose(total, 1.0, rtol=1e-6)
     if length == 40:  # tiles at 0, 12 and 24, of which two at most overlap: 16 pixels
