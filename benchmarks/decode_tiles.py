@@ -5,7 +5,8 @@
 Without a run the decoder is of random weights, as Stable Diffusion's but with an eighth of its
 channels, f = 8; --memory compiles Stable Diffusion's own size instead and decodes nothing. Latents
 are smooth random ones or, of a run, those of a mosaic of its held-out images. A seam is what the
-difference of the two images changes by from one pixel to the next, in 1/255 of white.
+difference of the two images changes by from one pixel to the next, in 1/255 of white. With
+--noattention the decoder has none, or that of a run adds nothing.
 """
 
 import argparse
@@ -66,6 +67,12 @@ def main() -> None:
         coder = open_autoencoder(given.run, "")
         decode, params, factor, latent = coder.decode, coder.params, coder.factor, coder.latent
         z = coder.encode(params, mosaic(given.run, given.pixels))[..., :latent]
+        if given.noattention:
+            out = params["decoder"]["middle_attention"]["out"]
+            none = {"out": jax.tree.map(jnp.zeros_like, out)}
+            decoder = params["decoder"]
+            decoder |= {"middle_attention": decoder["middle_attention"] | none}
+            params = params | {"decoder": decoder}
     else:
         channels = 128 if given.memory else 16
         decode, init, factor, latent = random_decoder(channels, not given.noattention)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 FRESH = 0.75  # of a tile, at most, that the tile before did not have
 
 
