@@ -1,4 +1,14 @@
-"""placeholder"""
+"""Latent diffusion's autoencoder of the emoji: 32 x 32 pixels to 8 x 8 x 4 numbers, f = 4, with a
+KL term, L1, L2 and, for the last third, a small critic of patches.
+
+Command:   python main.py --workdir runs/emoji_autoencoder --config experiments/emoji_autoencoder.py
+Hardware:  two cores, 20 minutes: a step takes 0.27 s of one core's time
+RESULT
+At 64:     --config.data.shape=64,64,3 --config.model.channels=64 --config.model.blocks=2
+           --config.model.critic=64 --config.training.batch_size=64, on a GPU
+Codes:     --config.model.regularizer=vq --config.model.codebook=512, or
+           --config.model.regularizer=fsq
+"""
 
 from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Sampling, Training, use
 

@@ -1,4 +1,4 @@
-"""A network as functions of its parameters, which is all that objectives and samplers know of it."""
+"""A network as functions of its parameters, which is all that objectives and samplers know."""
 
 import dataclasses
 from collections.abc import Callable

@@ -88,8 +88,8 @@ def test_what_an_objective_says_of_its_own_is_logged_as_means():
     optimizer, step = step_of(objective_of(loss))
     state = init_state({"p": jnp.float32(1.0)}, optimizer)
     _, metrics = step(state, jax.random.key(0), {"x": jnp.array([1.0, 2.0, 3.0, 6.0])})
-    expected = {"loss": 3.0, "critic": 30.0, "parts": 6.0, "grad_norm": 3.0, "param_norm": 0.7}
-    assert set(metrics) == set(expected)  # without a log-SNR there are no quartiles
+    expected = {"loss": 3.0, "critic": 30.0, "grad_norm": 3.0, "param_norm": 0.7}
+    assert set(metrics) == set(expected)  # no quartiles without a log-SNR, no "parts" of two axes
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
 
@@ -136,6 +136,22 @@ def test_an_objectives_state_is_updated_by_the_report_after_the_step():
     np.testing.assert_allclose(metrics["loss"], 0.5 * np.mean(2 * x))
     assert state.aux == {"count": 1, "p": state.params["p"]}
     assert float(state.params["p"]) != 2.0
+
+
+def test_parameters_that_are_not_learned_by_gradient_are_put_in_before_the_average():
+    def after(params, aux, report):
+        return {**params, "code": aux["scale"] * report["own"].sum()}
+
+    loss = lambda params, aux, context, batch: (params["p"] * batch["x"], {"own": batch["x"]})
+    update = lambda aux, state, report: {"scale": aux["scale"] + 1.0}
+    optimizer, step = step_of(objective_of(loss, update=update, after=after))
+    params = {"p": jnp.float32(2.0), "code": jnp.float32(9.0)}
+    state = init_state(params, optimizer, aux={"scale": jnp.float32(5.0)})
+    state, metrics = step(state, jax.random.key(0), {"x": jnp.array([1.0, 3.0])})
+    np.testing.assert_allclose(state.params["code"], 5.0 * 4.0)  # by the state before the step
+    np.testing.assert_allclose(state.params["p"], 2.0 - 0.1 * 2.0)
+    np.testing.assert_allclose(state.ema_params["code"], 0.1 * 9.0 + 0.9 * 20.0, rtol=1e-6)
+    np.testing.assert_allclose(metrics["param_norm"], np.hypot(20.0, 1.8), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["vlb", "hybrid"])
