@@ -1,5 +1,5 @@
-"""The codec of latents, with an autoencoder whose numbers are known: the mean of 2 x 2 pixels, times
-3 less 1, and a stated deviation."""
+"""The codec of latents, with an autoencoder whose numbers are known: the mean of 2 x 2 pixels,
+times 3 less 1, and a stated deviation."""
 
 import jax
 import jax.numpy as jnp
