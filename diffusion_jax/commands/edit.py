@@ -18,20 +18,22 @@ from diffusion_jax.core.files import make_folder, new_folder
 from diffusion_jax.core.noise import example_keys
 from diffusion_jax.data import pipeline
 from diffusion_jax.data.averaging import averaged
-from diffusion_jax.devices.parallel import equal_batches, map_examples, precision
+from diffusion_jax.devices.parallel import equal_batches, map_examples, place, precision
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
 from diffusion_jax.runs.build import Parts, build, load_source
 from diffusion_jax.runs.checks import check_attention, check_diffuses
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
-from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job
+from diffusion_jax.runs.editing import FRACTIONS, GREY, MASKS, TASKS, Job, as_x0
 from diffusion_jax.runs.half_size import check_whole
+from diffusion_jax.runs.latents import of_images
 from diffusion_jax.runs.open import check_same, restore_params, weak_params
 from diffusion_jax.runs.prompts import Prompts
 from diffusion_jax.runs.settings import copy
 
 SUPER_RESOLUTION = "super_resolution"
+SEEN = ("inputs", "results")  # what a task returns of x0, which is shown as data
 INVERTING = ("reconstruct", "interpolate", "translate")
 INVERTIBLE = ("ddim", "euler", "heun", "heun_flow", "dpm_solver_2", "dpm_solver_3", "adaptive_ode")
 
@@ -169,7 +171,7 @@ def load_images(config: Config) -> dict[str, np.ndarray]:
         shape = (shape[0] // factor, shape[1] // factor, shape[2])
     classes = draw.classes(config)
     if not path:
-        source = load_source(config, settings.split)
+        source = load_source(of_images(config), settings.split)
         given = pipeline.examples(source, range(min(settings.num, len(source))))
     elif path.endswith((".npz", ".png")):
         given = load_file(config, path, shape, classes)
@@ -235,11 +237,17 @@ def apply(job: Job, params, given: dict[str, np.ndarray]) -> dict[str, np.ndarra
     def one_batch(params, given):
         keys = example_keys(noise.key(config.sampling.seed), given["index"])
         encoded = {
-            name.replace("image", "x0"): codec.encode(codec.params, None, a)
+            name.replace("image", "x0"): codec.encode(params[2], None, a)
             for name, a in given.items()
             if name in ("image", "other_image")
         }
-        return TASKS[task](job, params, given | encoded | {"keys": keys})
+        done = TASKS[task](job, params, given | encoded | {"keys": keys})
+        return done | {name: seen(params[2], done[name]) for name in SEEN if name in done}
+
+    def seen(params, x0):
+        """x0 [..., *shape] as data."""
+        data = codec.decode(params, x0.reshape(-1, *codec.shape))
+        return data.reshape(*x0.shape[: -len(codec.shape)], *data.shape[1:])
 
     mapped, size, parts = map_examples(one_batch), min(config.sampling.batch_size, count), []
     with precision(config.model.values().get("dtype")):
@@ -253,12 +261,12 @@ def apply(job: Job, params, given: dict[str, np.ndarray]) -> dict[str, np.ndarra
 def picture(task: str, originals: np.ndarray, done: dict[str, np.ndarray]) -> np.ndarray:
     """uint8: original, what was done to it and result in a column; a pair and what lies between in
     a row."""
-    results = pictures.to_uint8(done["results"])
+    results = done["results"]
     if task == "interpolate":
         pairs = originals[: 2 * len(results)].reshape((len(results), 2) + originals.shape[1:])
         shown = np.concatenate([pairs[:, :1], results, pairs[:, 1:]], axis=1).swapaxes(0, 1)
     else:
-        inputs = pictures.to_uint8(done["inputs"])
+        inputs = done["inputs"]
         times = results.shape[1] // inputs.shape[1]  # above 1 of super-resolution
         seen = [originals] if originals.shape == results.shape else []
         seen += [inputs.repeat(times, axis=1).repeat(times, axis=2), results]
@@ -282,13 +290,13 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     check_diffuses(config, "edits are")
     parts, settings, sampling = build(config), config.editing, config.sampling
     check_editing(config)
-    if parts.modality.entry != "image" or parts.codec.bins != 256:
-        raise UserError("edit changes 8-bit images as they are, which this run's x0 is not")
+    if parts.modality.entry != "image" or (parts.codec.bins != 256 and not parts.codec.moments):
+        raise UserError("edit changes 8-bit images, or their latents, which this run's x0 is not")
     if settings.task in INVERTING:  # clipping would leave the flow
         config = copy(config)
         config.sampling.clip_x0, config.sampling.threshold = False, 0.0
     mask = load_mask(config) if settings.task == "inpaint" else np.ones((1, 1, 1), bool)
-    job, given = Job(config, parts, mask), load_images(config)
+    job, given = Job(config, parts, as_x0(mask, parts)), load_images(config)
     given |= by_prompts(config, parts, len(given["image"]))
     if missing := [name for name in parts.conditioner.reads if name not in given]:
         raise UserError(
@@ -304,7 +312,12 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     originals = given["image"]
     if settings.task == SUPER_RESOLUTION:
         given = lowered(config, given)
-    done = apply(job, (params, weak), given)
+    done = apply(job, (params, weak, place(parts.codec.params)), given)
+    if settings.task == SUPER_RESOLUTION:
+        done["inputs"] = given[low_resolution.NAME]
+    if settings.task == "inpaint":  # latents have the removed pixels' neighbours in them
+        done["inputs"] = np.where(mask, originals, GREY).astype(np.uint8)
+        done["results"] = np.where(mask, originals, done["results"])
 
     detail = {
         "image_to_image": f"-strength{settings.strength:g}",
@@ -320,17 +333,13 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     arrays: dict[str, Any] = {"originals": originals} | done
     if settings.task == SUPER_RESOLUTION and settings.images:
         del arrays["originals"]
-    seen = [name for name in ("inputs", "results") if name in done]
-    arrays |= {name: pictures.to_uint8(done[name]) for name in seen}
     arrays |= {"labels": given["label"]} if "label" in given else {}
-    arrays |= {"mask": job.mask} if settings.task == "inpaint" else {}
+    arrays |= {"mask": mask} if settings.task == "inpaint" else {}
     arrays |= {"fractions": FRACTIONS} if settings.task == "interpolate" else {}
     np.savez(folder / "edits.npz", **arrays)
     folders.write_settings(config, folder, sampling=config.sampling, editing=settings)
     if "errors" in done:
         errors = done["errors"]
-        print(
-            f"error a pixel, of images in [-1, 1]: largest {errors.max():.2g}, "
-            f"mean {errors.mean():.2g}"
-        )
+        of = "latent's number" if parts.codec.moments else "pixel, of images in [-1, 1]"
+        print(f"error a {of}: largest {errors.max():.2g}, mean {errors.mean():.2g}")
     return folder

@@ -1,16 +1,19 @@
-"""Writes a run's weights under the names of Improved DDPM, ADM or DiT, as .safetensors.
+"""Writes a run's weights under the names of Improved DDPM, ADM, DiT or an autoencoder's, as
+.safetensors.
 
 python main.py export-weights --workdir DIR --weights FILE [--layout diffusers]
 """
 
 import pathlib
-from typing import cast
+from typing import Any
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.interop.dit_names import LAYOUTS, Layout, to_names
-from diffusion_jax.interop.files import check_writable, write_safetensors
+from diffusion_jax.interop import autoencoder_names, dit_names, tiny_names
+from diffusion_jax.interop.files import Tensors, check_writable, write_safetensors
 from diffusion_jax.interop.state_dicts import to_torch_names
+from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.tiny_autoencoder import TinyAutoencoder
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.command_line import Flag, Given
@@ -21,7 +24,17 @@ from diffusion_jax.runs.settings import load
 FLAGS = {
     "weights": Flag("", "the file to write, .safetensors", "the file of the weights"),
     "new_attention_order": Flag(False, "q, k and v outermost in a U-Net's attention"),
-    "layout": Flag("dit", "of a DiT's names: dit, the paper's, or diffusers"),
+    "layout": Flag(
+        "", "of the names: dit, compvis or taesd, the network's own, or diffusers; empty: its own"
+    ),
+}
+
+# of each network's names, its own first
+LAYOUTS = {
+    UNet: ("",),
+    DiT: ("dit", "diffusers"),
+    Autoencoder: ("compvis", "diffusers"),
+    TinyAutoencoder: ("taesd", "diffusers"),
 }
 
 
@@ -38,13 +51,14 @@ def export_weights(
     path: str | pathlib.Path,
     config: Config | None = None,
     new_attention_order: bool = False,
-    layout: str = "dit",
+    layout: str = "",
 ) -> pathlib.Path:
     """Writes the newest checkpoint's parameters as .safetensors under the original's names; returns
     the file.
 
     config: the run's, with sampling.ema choosing between the averaged parameters and the raw ones;
-    None reads the stored one. layout: of a DiT's names, "dit" or "diffusers". Raises UserError
+    None reads the stored one. layout: of the names, "diffusers" or the network's own, "dit",
+    "compvis" or, in two files, "taesd", which is meant where it is empty. Raises UserError
     where the file exists or cannot be written.
     """
     workdir, path = pathlib.Path(workdir), pathlib.Path(path)
@@ -53,16 +67,38 @@ def export_weights(
     check_writable(path)
     parts = build(config)
     network = parts.apply_fn.module
-    if not isinstance(network, UNet | DiT):
+    known = next((own for kind, own in LAYOUTS.items() if isinstance(network, kind)), None)
+    if known is None:
         raise UserError(
-            f"only a U-Net and a DiT have names there, and this run is a {config.model.entry}"
+            "only a U-Net, a DiT and an autoencoder have names there, and this run is a "
+            f"{config.model.entry}"
         )
-    if layout not in LAYOUTS:
-        raise UserError(f"--layout is one of {', '.join(LAYOUTS)}, not {layout!r}")
+    names: Any = layout or known[0]
+    if names not in known:
+        raise UserError(f"--layout is one of {', '.join(filter(None, known))}, not {layout!r}")
     params, _ = restore_params(config, parts, workdir, config.sampling.ema)
     if isinstance(network, DiT):
-        tensors = to_names(params, network, *parts.codec.shape[:2], layout=cast(Layout, layout))
+        tensors = dit_names.to_names(params, network, *parts.codec.shape[:2], layout=names)
+    elif isinstance(network, Autoencoder):
+        tensors = autoencoder_names.to_names(params, network, names)
+    elif isinstance(network, TinyAutoencoder):
+        tensors = tiny_names.to_names(params, network, names)
     else:
+        assert isinstance(network, UNet)
         tensors = to_torch_names(params, network, new_attention_order)
-    write_safetensors(path, tensors)
+    for one, own in files_of(path, tensors, names).items():
+        check_writable(one)
+        write_safetensors(one, own)
     return path
+
+
+def files_of(path: pathlib.Path, tensors: Tensors, layout: str) -> dict[pathlib.Path, Tensors]:
+    """file -> its tensors: of TAESD's own layout NAME_encoder.safetensors and
+    NAME_decoder.safetensors."""
+    if layout != "taesd":
+        return {path: tensors}
+    found = {}
+    for half in ("encoder", "decoder"):
+        own = {n.removeprefix(f"{half}."): a for n, a in tensors.items() if n.startswith(half)}
+        found[path.with_name(f"{path.stem}_{half}{path.suffix}")] = own
+    return found

@@ -1,4 +1,4 @@
-"""Makes a run of the weights of an Improved DDPM, ADM or DiT checkpoint.
+"""Makes a run of the weights of an Improved DDPM, ADM or DiT checkpoint, or of an autoencoder's.
 
 python main.py import --workdir DIR --config experiments/NAME.py --weights FILE
 """
@@ -12,9 +12,12 @@ from diffusion_jax.core import noise
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
 from diffusion_jax.core.types import PyTree
-from diffusion_jax.interop import dit_names, state_dicts
+from diffusion_jax.interop import autoencoder_names, dit_names, state_dicts, tiny_names
 from diffusion_jax.interop.files import Tensors, read_checkpoint
+from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.tiny_autoencoder import TinyAutoencoder
+from diffusion_jax.runs.autoencoders import infer, read_weights
 from diffusion_jax.runs.build import Parts, build
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
@@ -23,10 +26,13 @@ from diffusion_jax.runs.workdir import OF_THE_LOCK
 from diffusion_jax.training.checkpoint import Checkpoints
 
 FLAGS = {
-    "weights": Flag("", "a file of weights, .pt or .safetensors", "the file of the weights"),
+    "weights": Flag(
+        "", "a file of weights, .pt or .safetensors, or a folder", "the file of the weights"
+    ),
     "new_attention_order": Flag(False, "q, k and v outermost in a U-Net's attention"),
 }
 NEEDS = Needs(config=True)
+AUTOENCODERS = ("autoencoder", "tiny_autoencoder")
 
 
 def run(given: Given) -> str:
@@ -59,19 +65,25 @@ def import_weights(
         raise UserError(
             f"config.data.shape must be height, width and channels, not {config.data.shape}"
         )
-    if config.model.entry not in ("unet", "dit"):
+    if config.model.entry not in ("unet", "dit", *AUTOENCODERS):
         raise UserError(
-            "these are the weights of a U-Net or of a DiT: config.model must be unet or dit, not "
-            f"{config.model.entry}"
+            "weights are read of a U-Net, a DiT or an autoencoder: config.model must be unet, dit, "
+            f"{' or '.join(AUTOENCODERS)}, not {config.model.entry}"
         )
-    config, tensors = copy(config), read_checkpoint(path)
-    if config.model.entry == "unet":
-        found = state_dicts.infer_model(tensors, config.data.shape[0])
+    config, classes = copy(config), config.data.num_classes
+    if config.model.entry in AUTOENCODERS:
+        tensors = read_weights(pathlib.Path(path).expanduser())
+        entry, settings, channels = infer(tensors)
+        if entry != config.model.entry:
+            raise UserError(f"these are the weights of a network {entry}: set config.model={entry}")
     else:
-        found = dit_names.infer_model(tensors)
-    settings, channels, num_classes = found
-    dropped = any(one.entry == "label" and one.dropout for one in config.conditioning)
-    config.data.num_classes = num_classes - (num_classes > 0 and dropped)
+        tensors = read_checkpoint(path)
+        unet = config.model.entry == "unet"
+        found = state_dicts.infer_model(tensors, config.data.shape[0]) if unet else None
+        settings, channels, classes = found or dit_names.infer_model(tensors)
+        dropped = any(one.entry == "label" and one.dropout for one in config.conditioning)
+        classes -= classes > 0 and dropped
+    config.data.num_classes = classes
     config.data.shape = (*config.data.shape[:2], channels)
     for name, value in settings.items():
         setattr(config.model, name, value)
@@ -94,6 +106,10 @@ def named(tensors: Tensors, parts: Parts, new_attention_order: bool) -> PyTree:
     like, network = jax.eval_shape(parts.init_params, jax.random.key(0)), parts.apply_fn.module
     if isinstance(network, DiT):
         return dit_names.from_names(tensors, like, network, *parts.codec.shape[:2])
+    if isinstance(network, Autoencoder):
+        return autoencoder_names.from_names(tensors, like, network)
+    if isinstance(network, TinyAutoencoder):
+        return tiny_names.from_names(tensors, like, network)
     return state_dicts.from_torch_names(tensors, like, network, new_attention_order)  # pyright: ignore[reportArgumentType]
 
 
@@ -101,6 +117,8 @@ def on_trust(config: Config, workdir: pathlib.Path) -> str:
     """What no check of an imported run can tell: a wrong number of heads gives noise, not an
     error."""
     model, diffusion = config.model, config.diffusion
+    if model.entry in AUTOENCODERS:
+        return f"imported to {workdir}; nothing is taken on trust but shape={config.data.shape}"
     if "head_channels" in model.values() and model.head_channels:
         heads = f"head_channels={model.head_channels}"
     else:

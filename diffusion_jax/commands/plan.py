@@ -14,6 +14,7 @@ from diffusion_jax.runs.build import batch_spec, build, ranged, with_range
 from diffusion_jax.runs.checks import check_trains
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.latents import assumed
 from diffusion_jax.training.step import make_train_step
 
 MEMORY_FIRST: dict[str, str | bool] = {
@@ -73,6 +74,7 @@ def make_plan(config: Config, devices: int = 1) -> Plan:
     the worst that may be."""
     fsdp = config.training.fsdp
     config = with_range(config)[0] if ranged(config) else config
+    config = assumed(config)
     parts, share = build(config), devices * config.training.accumulation_steps
     check_trains(config, parts.variance)
     if devices < 1:

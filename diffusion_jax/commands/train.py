@@ -41,6 +41,7 @@ from diffusion_jax.runs.build import (
 from diffusion_jax.runs.checks import check_attention, check_trains
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.latents import Encoded, before_step
 from diffusion_jax.runs.open import params_of, weak_params
 from diffusion_jax.runs.score import make_score
 from diffusion_jax.runs.workdir import check_step, lock, open_workdir
@@ -170,7 +171,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     """What a run needs, in a workdir made or entered again, and its state, new or restored. Bad
     input leaves no trace."""
     settings = config.training
-    config, source = with_range(config)
+    config, source = with_range(config, workdir)
     parts = build(config)
     check_trains(config, parts.variance)
     lay = parallel.layout(settings.parallel, settings.fsdp)
@@ -178,9 +179,8 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     parallel.check_batch(settings.batch_size, settings.accumulation_steps)
     number, processes = process()
     flipped = parts.modality.entry if config.data.flip else ""
-    batches = pipeline.training_batches(
-        source, settings.batch_size, config.seed, flipped, number, processes
-    )
+    read = (source, settings.batch_size, config.seed, flipped, number, processes)
+    batches = Encoded(pipeline.training_batches(*read), before_step(parts.codec))
     step_fn = make_train_step(
         parts.objective,
         parts.apply_fn,
@@ -244,6 +244,7 @@ def held_out_loss(config: Config, parts: Parts) -> Callable:
         config.training.eval_examples,
         config.training.batch_size,
         config.seed,
+        before_step(parts.codec),
     )
 
 

@@ -4,21 +4,39 @@ import grain
 import numpy as np
 
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.data.latents import MIRRORED
 
 ENDLESS = 2**60  # examples
 
 
 class Flip(grain.transforms.RandomMap):
-    """Mirrors half of the images [H, W, C], of any type, that an entry of the examples holds."""
+    """Mirrors half of the images [H, W, C], of any type, that an entry of the examples holds; of
+    latents, takes those of the mirrored image."""
 
     def __init__(self, entry: str):
         self.entry = entry
 
     def random_map(self, element, rng: np.random.Generator):
-        image = element.get(self.entry)
+        image, flipped = element.get(self.entry), rng.random() < 0.5
+        if MIRRORED in element:
+            mirrored = element[MIRRORED] if flipped else image
+            return {n: a for n, a in element.items() if n != MIRRORED} | {self.entry: mirrored}
         if np.ndim(image) != 3:
             raise UserError(f"config.data.flip mirrors images, which {self.entry!r} holds none of")
-        return {**element, self.entry: image[:, ::-1]} if rng.random() < 0.5 else element
+        return {**element, self.entry: image[:, ::-1]} if flipped else element
+
+
+class WithMirrored:
+    """A source of latents whose examples have those of the mirrored image, too."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return {**self.source[index], MIRRORED: self.source.mirrored(index)}
 
 
 def training_batches(
@@ -46,6 +64,7 @@ def training_batches(
             f"training.batch_size={batch_size} is not divisible by {processes} processes"
         )
     share = batch_size // processes
+    source = WithMirrored(source) if flip and hasattr(source, "mirrored") else source
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
     stream = (
         stream.random_map(Flip(flip)) if flip else stream

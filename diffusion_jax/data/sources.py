@@ -5,7 +5,8 @@ source may yield any others. `num_classes` is the number of labels that occur, 0
 none. A source that knows more of itself says so: `range`, the (least, largest) value of its float
 images, None for bytes; its `labels` [N], `class_names`, `sizes` [N, 2], `texts` [N, 256] (its
 captions, the entry "text"), `splits` (name -> examples), `faults` (file -> why it is left out),
-`notes` and a `fingerprint`, text that is another where the examples are others.
+`notes` and a `fingerprint`, text that is another where the examples are others. Latents say what
+shape of images they stand for, `stands_for`, and give those of `mirrored(i)`.
 
 A factory of SOURCES takes the split first; a `Declared` is given by the run, and all else is a
 setting."""
@@ -23,6 +24,7 @@ from diffusion_jax.data.arrays import CAPTIONS, Arrays, arrays
 from diffusion_jax.data.averaging import averaged
 from diffusion_jax.data.emoji import emoji
 from diffusion_jax.data.folder import folder
+from diffusion_jax.data.latents import latents
 from diffusion_jax.data.spec import Declared, spec_of
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -194,6 +196,7 @@ SOURCES = {
     "tfds": tfds,
     "folder": folder,
     "arrays": arrays,
+    "latents": latents,
 }
 
 
@@ -208,6 +211,8 @@ def check(source, declared: Declared, split: str, called: str, entry: str = "ima
     if entry not in spec:
         raise UserError(f"{called} has no {entry!r}, only {', '.join(spec) or 'nothing'}")
     shape, dtype = spec[entry]
+    if (stands_for := getattr(source, "stands_for", None)) is not None:
+        shape, dtype = stands_for, np.dtype(np.uint8)  # of images, as latents
     floats = dtype == np.float32 and getattr(source, "range", None) is not None
     if entry == "image" and dtype != np.uint8 and not floats:
         raise UserError(f"{called} has images of {dtype}; they must be of 8 bits")

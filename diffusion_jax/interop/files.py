@@ -25,6 +25,8 @@ def _read_torch(path: pathlib.Path) -> Tensors:
             f'{path} needs PyTorch to be read: pip install "diffusion_jax[torch]"'
         ) from None
     state = torch.load(path, weights_only=True, map_location="cpu")
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # of PyTorch Lightning
     named = lambda item: isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
     if not isinstance(state, dict) or not all(map(named, state.items())):
         raise UserError(f"{path} holds no plain state dict, {{name: tensor}}")
@@ -40,13 +42,15 @@ READERS = {
     ".safetensors": safetensors.numpy.load_file,
     ".pt": _read_torch,
     ".pth": _read_torch,
+    ".ckpt": _read_torch,
+    ".bin": _read_torch,
     ".npz": _read_npz,
 }
 
 
 def read_checkpoint(path: str | pathlib.Path) -> Tensors:
-    """The tensors of a .safetensors, .pt, .pth or .npz file, as float32. Raises UserError where it
-    cannot be read.
+    """The state dict of a .safetensors or .npz file or one of PyTorch's, .pt, .pth, .ckpt or .bin,
+    as float32. Raises UserError where it cannot be read.
 
     PyTorch files are read without running the code that a pickle may hold (`weights_only`).
     """

@@ -90,7 +90,8 @@ def noised(problem: Problem, context: Context, batch: Batch) -> Example:
     keys = context.keys
     batch, cond = problem.conditioner.train(keys if context.training else None, batch)
     codec = problem.codec
-    x0 = codec.encode(codec.params, fold_in(keys, 3), batch[problem.entry])
+    params = () if codec.moments else codec.params  # a program holds no autoencoder: see Codec
+    x0 = codec.encode(params, fold_in(keys, 3), batch[problem.entry])
     eps = normal(fold_in(keys, 0), x0.shape[1:])
     return Example(x0, eps, problem.schedule.level(context.t), cond)
 

@@ -16,12 +16,17 @@ from diffusion_jax.runs.config import Config
 
 
 def check_bins(parts: Parts) -> None:
-    """Raises UserError where there are no bits/dim: of an autoencoder, or of data that are not
-    8-bit values."""
+    """Raises UserError where there are no bits/dim: of an autoencoder, of latents, or of data that
+    are not 8-bit values."""
     if parts.objective.reconstruct:
         raise UserError(
             "bits/dim are of a diffusion model; this run's is an autoencoder, which has no "
             "likelihood (evaluate leaves them out with config.evaluation.bits_per_dim=0)"
+        )
+    if parts.codec.moments:
+        raise UserError(
+            "bits/dim are of 8-bit values, which latents have none of "
+            "(evaluate leaves them out with config.evaluation.bits_per_dim=0)"
         )
     if parts.codec.range != (-1.0, 1.0) or parts.codec.bins != 256:
         raise UserError(

@@ -1,5 +1,6 @@
 """From a Config, whose strings end here, to the functions of a run."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 
 from diffusion_jax.codecs import Codec
-from diffusion_jax.conditioning import Conditioner, Encoders, joined
+from diffusion_jax.conditioning import Conditioner, joined
 from diffusion_jax.core import grids, schedules, timesteps
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.latents import Latents
@@ -28,7 +29,6 @@ from diffusion_jax.data import sources
 from diffusion_jax.data.spec import Declared, Spec, spec_of
 from diffusion_jax.modalities import Modality
 from diffusion_jax.models.precision import Precisions, cast, recorded
-from diffusion_jax.models.text import ENCODERS
 from diffusion_jax.objectives import Objective, Perceptual, Problem
 from diffusion_jax.runs.checks import (
     check_clippable,
@@ -39,7 +39,9 @@ from diffusion_jax.runs.checks import (
 )
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.guides import Guide
+from diffusion_jax.runs.latents import as_stored, check_kept, with_statistics
 from diffusion_jax.runs.network import PERCEPTUAL, Network
+from diffusion_jax.runs.nouns import OTHERS
 from diffusion_jax.runs.registry import make, needs
 from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.training.clipping import clip_by_global_norm
@@ -146,16 +148,8 @@ def _build(config: Config) -> Parts:
     check_freeze(training.freeze, params)
     variance = learned_or(output.shape[1:], tuple(shape), diffusion.variance)
     weighting = make(diffusion.weighting, {})
-    problem = Problem(
-        schedule,
-        parameterization,
-        distribution,
-        codec,
-        conditioner,
-        weighting,
-        variance,
-        modality.entry,
-    )
+    of = (schedule, parameterization, distribution, codec, conditioner)
+    problem = Problem(*of, weighting, variance, modality.entry)
     nouns = {Problem: problem, Latents: getattr(module, "latents", None), Perceptual: PERCEPTUAL}
     check_latents(config, nouns[Latents])
     objective = make(diffusion.loss, nouns)
@@ -196,7 +190,7 @@ def declared(config: Config) -> Declared:
 
 def data_nouns(config: Config, source: Any = None) -> dict[Any, Any]:
     """What factories are given of the data. source: the run's, where it is at hand."""
-    nouns: dict[Any, Any] = {Declared: declared(config), Encoders: ENCODERS}
+    nouns: dict[Any, Any] = {Declared: declared(config)} | OTHERS
     if any(needs(one, Spec) for one in (config.codec, *config.conditioning)):
         source = raw_source(config, config.data.train_split) if source is None else source
         nouns[Spec] = Spec(
@@ -248,6 +242,7 @@ def check_source(config: Config, source: Any, split: str) -> None:
     called = values.get("name") or values.get("folder") or config.data.source.entry
     modality = make(config.data.modality, {})
     sources.check(source, declared(config), split, called, modality.entry)
+    check_kept(config, source)
 
 
 def ranged(config: Config) -> bool:
@@ -255,9 +250,10 @@ def ranged(config: Config) -> bool:
     return config.data.source.values().get("range") == ()
 
 
-def with_range(config: Config) -> tuple[Config, Any]:
-    """(the config, its training data); where these are floats and no range is set, the config has
-    that of the data, which is kept with the run."""
+def with_range(config: Config, workdir: pathlib.Path = pathlib.Path()) -> tuple[Config, Any]:
+    """(the config, its training data); the config has what it leaves open: the range of floats and
+    the statistics of latents, which are kept with the run, as one in the workdir has them."""
+    config = as_stored(config, workdir)
     check(config)
     check_together(config)
     source = load_source(config, config.data.train_split)
@@ -265,15 +261,16 @@ def with_range(config: Config) -> tuple[Config, Any]:
     if own is not None and ranged(config):
         config = copy(config)
         config.data.source.range = tuple(map(float, own))
-    return config, source
+    return with_statistics(config, source, make(config.codec, data_nouns(config))), source
 
 
 def batch_spec(config: Config, parts: Parts, count: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch of `count` examples, without reading data where the config declares
     all."""
     data = config.data
-    dtype = np.float32 if declared(config).range else parts.modality.dtype
-    known = {parts.modality.entry: (tuple(data.shape), dtype), "label": ((), np.int32)}
+    dtype = np.float32 if parts.codec.kept or declared(config).range else parts.modality.dtype
+    shape = parts.codec.kept or tuple(data.shape)
+    known = {parts.modality.entry: (shape, dtype), "label": ((), np.int32)}
     wanted = (parts.modality.entry, *parts.conditioner.reads)
     if missing := [name for name in wanted if name not in known]:
         first = [raw_source(config, data.train_split)[0]]

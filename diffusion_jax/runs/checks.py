@@ -63,6 +63,8 @@ def check_together(config: Config) -> None:
         raise UserError(
             "config.conditioning: low is of the transformed image: name it after augmentation"
         )
+    if config.codec.entry == "autoencoder" and "augmentation" in conditions:
+        raise UserError("config.conditioning: augmentation is of pixels, which latents are not")
     if sampling.negative and not sampling.prompts:
         raise UserError("config.sampling.negative needs a prompt: config.sampling.prompts is empty")
     if not sampling.ema and (sampling.ema_length or config.evaluation.ema_lengths):

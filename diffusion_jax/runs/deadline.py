@@ -5,6 +5,7 @@ length. It goes on in pieces, each of a quarter of the steps left, at least one;
 of a step is measured anew, and where the steps left do not fit into the time left, or would fit
 with more of them, the rest of the grid is chosen again."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from diffusion_jax import samplers
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in, initial_noise
 from diffusion_jax.core.types import Level, PyTree, Schedule
-from diffusion_jax.devices.parallel import equal_batches, map_pieces, precision, share_out
+from diffusion_jax.devices.parallel import equal_batches, map_pieces, place, precision, share_out
 from diffusion_jax.modalities.pictures import averaged
 from diffusion_jax.runs.build import Parts, make_grid
 from diffusion_jax.runs.config import Config
@@ -161,21 +162,22 @@ def make_draw_until(
 
     def begin(whole, examples):
         all_params, first = whole
-        keys, denoiser, sampler = chain_of(config, parts, all_params, examples)
+        keys, denoiser, sampler = chain_of(config, parts, all_params[:2], examples)
         x_init = initial_noise(fold_in(keys, 0), shape, Level(*(a[0] for a in first)))
         return samplers.begin(sampler, denoiser, fold_in(keys, 1), x_init, first)
 
     def advance(whole, shared):
         (all_params, grid, start, stop), (examples, carry) = whole, shared
-        keys, denoiser, sampler = chain_of(config, parts, all_params, examples)
+        keys, denoiser, sampler = chain_of(config, parts, all_params[:2], examples)
         return samplers.advance(sampler, denoiser, fold_in(keys, 1), carry, grid, start, stop)
 
     def look(whole, shared):
         (all_params, grid, i), (examples, carry) = whole, shared
-        _, denoiser, _ = chain_of(config, parts, all_params, examples)
+        _, denoiser, _ = chain_of(config, parts, all_params[:2], examples)
         x0 = samplers.look(denoiser, carry, grid, i)
-        return parts.codec.decode(parts.codec.params, x0) if decoded else x0
+        return parts.codec.decode(all_params[2], x0) if decoded else x0
 
+    decoder = functools.cache(lambda: place(parts.codec.params) if decoded else ())
     begin, advance, look = map_pieces(begin), map_pieces(advance), map_pieces(look)
 
     def filled(grid: Level) -> Level:
@@ -240,17 +242,17 @@ def make_draw_until(
         if seconds is not None:
             check_deadline(config)
         started, compiling = clock(), 0.0
-        early = early if on_step is not None else 0
+        early, all_params = early if on_step is not None else 0, (params, weak, decoder())
         with precision(config.model.values().get("dtype")):
             examples, size = share_out(examples_of(index, seed, w))
             shapes = tuple(np.shape(a) for a in jax.tree.leaves(examples))
             key = (jax.tree.structure(examples), shapes)
             if key not in paces:
-                measured((params, weak), examples)  # which compiles
-                paces[key] = measured((params, weak), examples)
+                measured(all_params, examples)  # which compiles
+                paces[key] = measured(all_params, examples)
                 started, compiling = clock(), clock() - started
             until = np.inf if seconds is None else started + seconds
-            data, steps = drawing((params, weak), examples, size, paces[key], until, early, on_step)
+            data, steps = drawing(all_params, examples, size, paces[key], until, early, on_step)
         return Drawn(data, steps, clock() - started, compiling)
 
     return draw_until

@@ -1,6 +1,7 @@
 """How a run draws: its guidance, and `make_generate`, which joins sampler, grid and network on all
 devices."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from diffusion_jax.denoisers import (
     make_denoiser,
 )
 from diffusion_jax.denoisers import combined as weighted_sum
-from diffusion_jax.devices.parallel import Started, equal_batches, map_examples, precision
+from diffusion_jax.devices.parallel import Started, equal_batches, map_examples, place, precision
 from diffusion_jax.runs.build import Parts, load_source, raw_source
 from diffusion_jax.runs.checks import check_can_guide
 from diffusion_jax.runs.config import Config
@@ -258,7 +259,7 @@ def make_generate(
     half = half_size(config, parts)
 
     def draw(all_params, examples):
-        keys, denoiser, sampler = chain_of(config, parts, all_params, examples)
+        keys, denoiser, sampler = chain_of(config, parts, all_params[:2], examples)
         first = jax.tree.map(lambda a: a[0], parts.grid if half is None else half.grid)
         x_init = initial_noise(fold_in(keys, 0), shape if half is None else half.shape, first)
         chain = (sampler, denoiser, fold_in(keys, 1), x_init)
@@ -267,17 +268,19 @@ def make_generate(
         else:
             drawn = samplers.sample_from_half(*chain, half.grid, parts.grid)
         if decoded:
-            return parts.codec.decode(parts.codec.params, drawn)
+            return parts.codec.decode(all_params[2], drawn)
         if not trajectory:
             return drawn
         return drawn[0], jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), drawn[1])
 
     mapped = map_examples(draw)
+    # read at the first call, and an argument: a program would keep what it closes over
+    decoder = functools.cache(lambda: place(parts.codec.params) if decoded else ())
 
     def start(params, index, seed=None, w=None):
         examples = asked_of(index, seed, w)
         with precision(config.model.values().get("dtype")):
-            return mapped.start((params, weak), examples)
+            return mapped.start((params, weak, decoder()), examples)
 
     return Started(start)
 

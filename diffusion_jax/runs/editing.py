@@ -52,6 +52,15 @@ class Job(NamedTuple):
         return x / ode.scale(level)
 
 
+def as_x0(mask: np.ndarray, parts: Parts) -> np.ndarray:
+    """A mask bool [H, W, 1] of pixels as one of x0, [h, w, 1]: what is in part of removed pixels
+    is removed."""
+    (height, width, _), (rows, columns) = mask.shape, parts.codec.shape[:2]
+    if (height, width) in ((1, 1), (rows, columns)):
+        return mask
+    return np.all(mask.reshape(rows, height // rows, columns, width // columns, 1), axis=(1, 3))
+
+
 def image_to_image(job: Job, params, given: dict) -> dict:
     """SDEdit: an image noised part of the way, editing.strength, and drawn from there."""
     strength, grid, x0 = job.config.editing.strength, job.parts.grid, given["x0"]
@@ -111,8 +120,7 @@ def super_resolution(job: Job, params, given: dict) -> dict:
     first = jax.tree.map(lambda a: a[0], grid)
     x_init = initial_noise(fold_in(keys, 0), tuple(job.parts.codec.shape), first)
     sampler, denoiser = job.drawing(params, job.asked(given), keys)
-    result = sample(sampler, denoiser, fold_in(keys, 1), x_init, grid)
-    return {"inputs": given[low_resolution.NAME] / 127.5 - 1.0, "results": result}
+    return {"results": sample(sampler, denoiser, fold_in(keys, 1), x_init, grid)}
 
 
 TASKS = {

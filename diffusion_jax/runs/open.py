@@ -12,6 +12,7 @@ from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, para
 from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import advice, make_generate
+from diffusion_jax.runs.latents import as_stored
 from diffusion_jax.runs.settings import differences, load, other_network
 from diffusion_jax.runs.workdir import workdir_path
 from diffusion_jax.samplers import draws_noise, num_steps_for
@@ -34,9 +35,10 @@ class TrainedRun(NamedTuple):
 def check_same(config: Config, workdir: pathlib.Path, only: str) -> None:
     """Raises UserError, which says what the command takes `only`, where a config is not the run's.
 
-    A range of the data that the config leaves open becomes that of the run, which training took
-    from them."""
-    stored = load(workdir / "config.json")
+    What training took from the data, a range or latents' statistics, becomes that of the run where
+    the config leaves it open."""
+    stored, own = load(workdir / "config.json"), as_stored(config, workdir)
+    config.codec = own.codec
     mine, theirs = (one.data.source for one in (config, stored))
     if mine.entry == theirs.entry and theirs.values().get("range") and not mine.range:
         mine.range = theirs.range

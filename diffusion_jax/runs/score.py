@@ -17,6 +17,7 @@ from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import bits
 from diffusion_jax.runs.build import Parts, load_source
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.latents import of_images
 from diffusion_jax.runs.settings import as_values
 
 
@@ -28,7 +29,7 @@ def run_data(config: Config, declared: bool = True) -> references.RunData:
     return references.RunData(
         shape=tuple(config.data.shape) if declared else (),
         called=called,
-        load=lambda split: load_source(config, split),
+        load=lambda split: load_source(of_images(config), split),
         resize=values.get("resize"),
         unreadable=values.get("unreadable", "fail"),
     )
@@ -114,14 +115,16 @@ def check_measures(config: Config, parts: Parts) -> None:
         if parts.schedule.num_steps:
             bits.chain(config, parts)
     if config.evaluation.memorised:
-        load_source(config, config.data.eval_split)
+        load_source(of_images(config), config.data.eval_split)
 
 
 def memorised(config: Config, samples: np.ndarray, picture: pathlib.Path) -> dict:
     """How near samples uint8 [N, H, W, C], and as many held-out images, come to training images;
     draws the nearest."""
     data = config.data
-    train, held_out = (load_source(config, split) for split in (data.train_split, data.eval_split))
+    train, held_out = (
+        load_source(of_images(config), split) for split in (data.train_split, data.eval_split)
+    )
     index = np.arange(min(len(samples), len(held_out)))
     others = pipeline.examples(held_out, index)["image"]
     found = memorisation.memorisation(samples, others, train, data.flip, progress=True)

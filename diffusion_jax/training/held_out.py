@@ -22,11 +22,12 @@ def make_evaluate(
     examples: int,
     batch_size: int,
     seed: int,
+    before: Callable = lambda batch: batch,
 ) -> Callable:
     """evaluate(params, aux) -> the mean loss of `examples` examples, going round the source as
     often as that takes; all conditions told, nothing augmented.
 
-    distribution: of t, one without a state.
+    distribution: of t, one without a state. before: of a batch, before the loss sees it.
     """
     t_key, noise_key = jax.random.split(noise.key(seed))
 
@@ -42,7 +43,7 @@ def make_evaluate(
     def evaluate(params, aux) -> float:
         total = 0.0
         for index, kept in equal_batches(examples, batch_size):
-            batch = pipeline.examples(source, index % len(source))
+            batch = before(pipeline.examples(source, index % len(source)))
             total += mapped((params, aux), index, batch)[:kept].astype(np.float64).sum()
         return total / examples
 

@@ -81,8 +81,8 @@ def test_truncated_file(tmp_path):
 def test_file_that_is_not_there_or_of_another_kind(tmp_path):
     for path in (tmp_path / "w.pt", tmp_path / "w.safetensors"):
         assert refusal(files.read_checkpoint, path) == f"no file {path}"
-    message = f"{tmp_path / 'w.ckpt'} is no file of weights; known: .safetensors, .pt, .pth"
-    assert refusal(files.read_checkpoint, tmp_path / "w.ckpt") == message
+    message = f"{tmp_path / 'w.onnx'} is no file of weights; known: "
+    assert refusal(files.read_checkpoint, tmp_path / "w.onnx").startswith(message)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
