@@ -5,7 +5,8 @@
 Without a run the decoder is of random weights, as Stable Diffusion's but with an eighth of its
 channels, f = 8; --memory compiles Stable Diffusion's own size instead and decodes nothing. Latents
 are smooth random ones or, of a run, those of a mosaic of its held-out images. A seam is what the
-difference of the two images changes by from one pixel to the next, in 1/255 of white. With
+difference of the two images changes by across a line where a tile begins or ends, beyond what it
+changes by on the lines beside, in 1/255 of white. With
 --noattention the decoder has none, or that of a run adds nothing.
 """
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.codecs.tiles import decode_in_tiles
+from diffusion_jax.codecs.tiles import cut, decode_in_tiles
 from diffusion_jax.models.autoencoder import Autoencoder
 from diffusion_jax.runs.autoencoders import open_autoencoder
 from diffusion_jax.runs.build import raw_source
@@ -53,6 +54,17 @@ def mosaic(run: str, pixels: int) -> np.ndarray:
 def bytes_of(compiled) -> int:
     memory = compiled.memory_analysis()
     return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def seams(difference: np.ndarray, axis: int, length: int, tile: int, factor: int) -> float:
+    """The largest, over the lines where a tile begins or ends, of what the difference changes by
+    across the line, mean of the absolute values along it, beyond the same of the lines beside."""
+    first, size = cut(length, tile)
+    lines = {int(n) * factor for n in (*first, *(first + size)) if 0 < n < length}
+    jumps = np.abs(np.diff(difference, axis=axis))
+    change = jumps.mean(axis=tuple(a for a in range(4) if a != axis))  # [pixels - 1]
+    beside = lambda n: max(change[n - 1 + i] for i in (-2, -1, 1, 2))
+    return max((change[n - 1] - beside(n) for n in lines), default=0.0)
 
 
 def main() -> None:
@@ -95,10 +107,14 @@ def main() -> None:
     print(f"memory: whole {sizes[0] / 1e6:.0f} MB, tiles {sizes[1] / 1e6:.0f} MB, "
           f"{sizes[1] / sizes[0]:.3f}")  # fmt: skip
     if images:
-        difference = (images[1] - images[0]) / 2.0 * 255  # images are in [-1, 1]
-        seam = max(np.abs(np.diff(difference, axis=axis)).max() for axis in (1, 2))
+        # of images in [-1, 1], as those of random weights are made
+        scale = 127.5 / max(1.0, np.abs(images[0]).max())
+        difference, whole = (images[1] - images[0]) * scale, images[0] * scale
+        seam = max(seams(difference, axis, z.shape[axis], given.tile, factor) for axis in (1, 2))
+        own = max(np.abs(np.diff(whole, axis=axis)).mean() for axis in (1, 2))
         print(f"apart: at most {np.abs(difference).max():.3f} / 255, root mean square "
-              f"{np.sqrt(np.mean(difference**2)):.3f} / 255; seam {seam:.3f} / 255")  # fmt: skip
+              f"{np.sqrt(np.mean(difference**2)):.3f} / 255; seam {seam:.3f} / 255, "
+              f"beside {own:.3f} / 255 that the whole image changes by a pixel")  # fmt: skip
 
 
 if __name__ == "__main__":
