@@ -87,7 +87,7 @@ def main(path: str) -> None:
         found[f"{kind}/encoded"], found[f"{kind}/decoded"] = outputs(kind, model, x, z)
         shapes = {name: list(a.shape) for name, a in tensors.items()}
         found[f"{kind}/shapes"] = np.array(json.dumps(shapes))
-    np.savez_compressed(path, **found)
+    np.savez_compressed(path, allow_pickle=False, **found)
 
 
 if __name__ == "__main__":

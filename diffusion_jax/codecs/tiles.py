@@ -24,7 +24,8 @@ def cut(length: int, most: int) -> tuple[np.ndarray, int]:
 def ramps(length: int, most: int, factor: int) -> np.ndarray:
     """The weight of each tile at each of its pixels, float32 [n, size * factor]: linear where two
     tiles overlap; at every pixel all weights sum to 1."""
-    first, size = (a * factor for a in cut(length, most))
+    begins, tile = cut(length, most)
+    first, size = begins * factor, tile * factor
     own = np.ones((len(first), size))
     at = np.arange(size) + 0.5
     for i in range(1, len(first)):
