@@ -13,12 +13,11 @@ from diffusion_jax.codecs.pixels import pixels
 from diffusion_jax.codecs.tiles import decode_in_tiles
 from diffusion_jax.core.components import component
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.latents import normal_of
 from diffusion_jax.core.noise import normal
 from diffusion_jax.core.settings import FREE, above
 from diffusion_jax.core.types import PyTree
 from diffusion_jax.data.spec import Declared
-
-LEAST, MOST = -30.0, 20.0  # of the logarithm of a latent's variance
 
 
 class Coder(NamedTuple):
@@ -141,11 +140,10 @@ def autoencoder(
 def raw(moments: jax.Array, keys: jax.Array | None, latent: int) -> jax.Array:
     """Latents drawn from their moments [B, h, w, 2 latent], the mean where there are no keys;
     moments [B, h, w, latent] are the latents themselves."""
-    z = moments[..., :latent]
     if keys is None or moments.shape[-1] == latent:
-        return z
-    deviation = jnp.exp(0.5 * jnp.clip(moments[..., latent:], LEAST, MOST))
-    return z + deviation * normal(keys, z.shape[1:])
+        return moments[..., :latent]
+    mean, log_variance = normal_of(moments)
+    return mean + jnp.exp(0.5 * log_variance) * normal(keys, mean.shape[1:])
 
 
 def check(found: Coder, factor: int, latent: int, kept: int, channels: int, sha256: str) -> None:

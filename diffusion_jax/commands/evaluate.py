@@ -130,6 +130,8 @@ def evaluate(
     protocol |= {"features": function.record} | (
         {"weak": fingerprint(run.weak)} if run.weak is not None else {}
     )
+    if run.parts.codec.moments:
+        protocol |= {"tile": config.codec.tile}
     if stages:
         protocol |= {"chain": chain_protocol(stages)}
     named = cascade.manner_of(stages) if stages else manner(config, run.parts, run.step)
@@ -177,7 +179,7 @@ def how_sampled(values: dict) -> dict:
 def chain_protocol(stages: Sequence[cascade.Stage]) -> list[dict]:
     """What a chain's samples depend on, but for the last run's."""
     return [
-        record
+        {name: value for name, value in record.items() if name != "run"}
         | {"network": fingerprint(stage.run.params), "sampling": how_sampled(record["sampling"])}
         for stage, record in zip(stages, cascade.records(stages), strict=True)
     ]

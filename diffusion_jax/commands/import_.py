@@ -21,6 +21,7 @@ from diffusion_jax.runs.autoencoders import infer, read_weights
 from diffusion_jax.runs.build import Parts, build
 from diffusion_jax.runs.command_line import Flag, Given, Needs
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.latents import CODEC
 from diffusion_jax.runs.settings import copy, to_json
 from diffusion_jax.runs.workdir import OF_THE_LOCK
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -79,12 +80,19 @@ def import_weights(
     else:
         tensors = read_checkpoint(path)
         unet = config.model.entry == "unet"
-        found = state_dicts.infer_model(tensors, config.data.shape[0]) if unet else None
+        side = config.data.shape[0]
+        side //= config.codec.factor if config.codec.entry == CODEC else 1
+        found = state_dicts.infer_model(tensors, side) if unet else None
         settings, channels, classes = found or dit_names.infer_model(tensors)
         dropped = any(one.entry == "label" and one.dropout for one in config.conditioning)
         classes -= classes > 0 and dropped
     config.data.num_classes = classes
-    config.data.shape = (*config.data.shape[:2], channels)
+    if config.codec.entry != CODEC:
+        config.data.shape = (*config.data.shape[:2], channels)
+    elif channels != config.codec.latent:
+        raise UserError(
+            f"the weights are of {channels} channels, but config.codec.latent={config.codec.latent}"
+        )
     for name, value in settings.items():
         setattr(config.model, name, value)
     parts = build(config)

@@ -1,7 +1,7 @@
 """Draws from a trained run and writes the pictures.
 
 python main.py sample --workdir DIR
-python main.py sample --workdir DIR --deadline 2.0 --early 3
+python main.py sample --workdir DIR --deadline 2.0 --early 4
 python main.py sample --workdir DIR --prompt "a red heart" --prompt "camel on blue" --negative face
 python main.py sample --workdir DIR,DIR [--stage 1:sampling.steps=50]
 """
@@ -71,8 +71,7 @@ def sample(
         raise UserError(f"--early must be at least 0 pictures, not {early}")
     if deadline or early:
         check_diffuses(config, "--deadline and --early are")
-    if deadline:
-        check_deadline(config)
+        check_deadline(config, early=not deadline)
     parts, params, step, weak = open_run(config, workdir, ONLY)
     for note in draw.prompt_notes(config, parts):
         print(f"note: {note}")
@@ -150,9 +149,8 @@ def draw_early(
     )
     if deadline:
         sampling.steps = str(drawn.steps)
-        print(
-            f"{drawn.steps} steps in {drawn.seconds:.2f} s, after {drawn.compiling:.1f} s of "
-            "compiling"
-        )
+        taken = f"{drawn.fewest} to " if drawn.fewest < drawn.steps else ""
+        taken += f"{drawn.steps} steps in {drawn.seconds:.2f} s"
+        print(f"{taken}, after {drawn.compiling:.1f} s of compiling")
         parts = parts._replace(grid=make_grid(config, parts.schedule))
     return folder, drawn.data, parts

@@ -56,17 +56,6 @@ def enlarge(picture: np.ndarray, least: int = 400) -> np.ndarray:
     return picture.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def averaged(images: np.ndarray, block: int) -> np.ndarray:
-    """Images [N, H, W, C] of bytes or floats -> the means over blocks of so many pixels a side, of
-    the same type; block divides H and W."""
-    n, h, w, c = images.shape
-    if block == 1:
-        return images
-    means = images.reshape(n, h // block, block, w // block, block, c).mean(axis=(2, 4))
-    whole = np.issubdtype(images.dtype, np.integer)
-    return (np.round(means) if whole else means).astype(images.dtype)
-
-
 def labelled(images: np.ndarray, captions: list[str], least: int = 64) -> np.ndarray:
     """uint8 [N, H, W, C] -> one picture with a row of images for each caption, which stands beside
     it; rows lie in as many columns as make the picture near square.

@@ -88,6 +88,8 @@ def vector_codes(commitment: float, averaged: bool, decay: float, revive: float)
         return {"counts": counts, "revival": following}
 
     def after(params, state, report):
+        if CODEBOOK not in params:  # it is frozen
+            return params
         counts, dead, _ = moved(state, report)
         codes = quantization.codebook_of(counts)
         if not averaged:  # a revived code's sum is its vector, its size 1

@@ -261,7 +261,7 @@ def with_range(config: Config, workdir: pathlib.Path = pathlib.Path()) -> tuple[
     if own is not None and ranged(config):
         config = copy(config)
         config.data.source.range = tuple(map(float, own))
-    return with_statistics(config, source, make(config.codec, data_nouns(config))), source
+    return with_statistics(config, source, make(config.codec, data_nouns(config, source))), source
 
 
 def batch_spec(config: Config, parts: Parts, count: int) -> dict[str, jax.ShapeDtypeStruct]:

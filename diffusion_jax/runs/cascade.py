@@ -16,6 +16,7 @@ from diffusion_jax.devices.parallel import Started
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
 from diffusion_jax.runs.build import raw_source
+from diffusion_jax.runs.checks import check_diffuses
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.open import TrainedRun, manner, open_run
@@ -51,9 +52,9 @@ def configs_of(
     setting of the first run, and so on."""
     configs = [load_run(workdir) for workdir in workdirs]
     own: list[dict[str, str]] = [{} for _ in workdirs]
+    shared = {f"sampling.{name}" for name in SHARED}
     for path, text in (settings or {}).items():
-        shared = path in {f"sampling.{name}" for name in SHARED}
-        own[0 if shared else -1][path] = text
+        own[0 if path in shared else -1][path] = text
     for word in of_stages:
         number, colon, rest = word.partition(":")
         path, equals, text = rest.removeprefix("config.").partition("=")
@@ -62,6 +63,8 @@ def configs_of(
                 f"--stage={word} is no setting of a stage, 1 to {len(configs)}, as in "
                 "--stage 1:sampling.steps=50"
             )
+        if int(number) > 1 and path in shared:
+            raise UserError(f"--stage={word}: {path} is that of all stages, the first one's")
         own[int(number) - 1][path] = text
     for config, changes in zip(configs, own, strict=True):
         override(config, changes)
@@ -105,6 +108,7 @@ def open_chain(
 
 def check_link(earlier: pathlib.Path, before: Config, workdir: pathlib.Path, one: Config) -> None:
     """Raises UserError where a run cannot be told what the one before it draws."""
+    check_diffuses(before, "chains are")
     if LOW not in [condition.entry for condition in one.conditioning]:
         raise UserError(
             f"{workdir} is told no image of low resolution, as by config.conditioning=low, so it "

@@ -63,8 +63,15 @@ def check_together(config: Config) -> None:
         raise UserError(
             "config.conditioning: low is of the transformed image: name it after augmentation"
         )
-    if config.codec.entry == "autoencoder" and "augmentation" in conditions:
-        raise UserError("config.conditioning: augmentation is of pixels, which latents are not")
+    if config.codec.entry == "autoencoder":
+        for name in {"augmentation", "low"} & set(conditions):
+            raise UserError(f"config.conditioning: {name} is of pixels, which latents are not")
+    if sampling.half_until is not None:
+        for name, there in (("low", "low" in conditions), ("sampling.gif", sampling.gif),
+                            ("sampling.strip", sampling.strip)):  # fmt: skip
+            if there:
+                raise UserError(f"config.sampling.half_until does not go with {name}, which is of "
+                                "one size")  # fmt: skip
     if sampling.negative and not sampling.prompts:
         raise UserError("config.sampling.negative needs a prompt: config.sampling.prompts is empty")
     if not sampling.ema and (sampling.ema_length or config.evaluation.ema_lengths):
@@ -127,6 +134,8 @@ def check_reconstructs(config: Config) -> None:
     for name in ("guidance", "tolerance", "threshold", "gif", "strip"):
         if getattr(sampling, name):
             check_diffuses(config, f"config.sampling.{name} is")
+    if sampling.half_until is not None:
+        check_diffuses(config, "config.sampling.half_until is")
 
 
 def check_can_guide(config: Config) -> None:

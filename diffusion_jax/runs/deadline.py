@@ -18,8 +18,8 @@ from diffusion_jax import samplers
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in, initial_noise
 from diffusion_jax.core.types import Level, PyTree, Schedule
+from diffusion_jax.data.averaging import averaged
 from diffusion_jax.devices.parallel import equal_batches, map_pieces, place, precision, share_out
-from diffusion_jax.modalities.pictures import averaged
 from diffusion_jax.runs.build import Parts, make_grid
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import chain_of, make_examples
@@ -38,6 +38,7 @@ class Drawn(NamedTuple):
     steps: int  # levels of the grid, of which each costs what a step of the sampler does
     seconds: float  # from the call, or the end of compiling, to the data on the host
     compiling: float  # seconds before these, of the first call for so many examples
+    fewest: int = 0  # of several batches: the steps of the one that had fewest
 
 
 @dataclass
@@ -183,6 +184,14 @@ def make_draw_until(
     def filled(grid: Level) -> Level:
         return Level(*(np.pad(a, (0, length - len(a)), mode="edge") for a in grid))
 
+    def shown(seen: np.ndarray, level: Level) -> np.ndarray:
+        """Images at the resolution that the level supports; those of latents as they are."""
+        if parts.codec.moments:
+            return seen
+        whole = np.issubdtype(seen.dtype, np.integer)
+        block = supported(level, seen.shape[1:])
+        return seen if block == 1 else averaged(seen, block, whole).astype(seen.dtype)
+
     def measured(all_params, examples) -> Pace:
         """The time of a few steps and of the last hop."""
         grid, steps = filled(levels(most)), min(WARM, most - 1)
@@ -215,8 +224,7 @@ def make_draw_until(
             if due:
                 before, at = clock(), at[due:]
                 seen = np.asarray(look((all_params, filled(grid), done), (examples, carry)))[:size]
-                block = supported(Level(*(a[done] for a in grid)), seen.shape[1:])
-                on_step(done, averaged(seen, block))
+                on_step(done, shown(seen, Level(*(a[done] for a in grid))))
                 pace.look = clock() - before
             left = len(grid.t) - 1 - done
             if until < np.inf and left:
@@ -283,4 +291,5 @@ def draw_all(
         drawn[-1].steps,
         sum(one.seconds for one in drawn),
         sum(one.compiling for one in drawn),
+        min(one.steps for one in drawn),
     )

@@ -123,6 +123,8 @@ def test_evaluate_scores_reconstructions(whole, capsys):
         (("edit",), "edits are of a diffusion model; this run's is an autoencoder"),
         (("sample", "--config.sampling.guidance=1"), "config.sampling.guidance is of a diffusion"),
         (("sample", "--config.sampling.gif=true"), "config.sampling.gif is of a diffusion model"),
+        (("sample", "--config.sampling.half_until=0"), "config.sampling.half_until is of a diff"),
+        (("sample", "--early=2"), "--deadline and --early are of a diffusion model"),
         (("evaluate", "--config.evaluation.bits_per_dim=8", NUM), "has no likelihood"),
     ],
 )

@@ -118,6 +118,21 @@ def test_a_dits_import_and_export_are_exact(tmp_path, layout):
     assert refusal(export_weights, run, tmp_path / "c.safetensors", layout="jax") == message
 
 
+def test_weights_of_latents_leave_the_images_shape(tmp_path):
+    model = DiT(4, width=16, depth=1, heads=2, kinds=(("label", Kind("index", 10)),))
+    weights = to_names(random_params(model), model, 8, 8, "dit")
+    safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
+    config = settings()
+    config.model, config.data.shape = use("dit", heads=2), (16, 16, 3)
+    statistics = {"mean": (0.0,) * 4, "deviation": (1.0,) * 4}
+    config.codec = use("autoencoder", weights="none", factor=2, latent=4, **statistics)
+    found = import_weights(tmp_path / "w.safetensors", config, tmp_path / "run")
+    assert (found.data.shape, found.model.patch) == ((16, 16, 3), 2)
+    config.codec.latent, config.codec.mean, config.codec.deviation = 3, (), ()
+    message = "the weights are of 4 channels, but config.codec.latent=3"
+    assert refusal(import_weights, tmp_path / "w.safetensors", config, tmp_path / "no") == message
+
+
 def test_imported_run_is_sampled(tiny_file, tmp_path):
     config = import_weights(tiny_file, settings(), tmp_path / "run")
     drawn = np.load(sample(config, tmp_path / "run") / "samples.npz")

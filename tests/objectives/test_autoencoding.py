@@ -155,6 +155,8 @@ def test_codes_of_averages_follow_their_vectors_after_the_optimizer():
     assert 0 < dead.sum() < 5
     np.testing.assert_allclose(after[~dead], (sums / sizes[:, None])[~dead], rtol=1e-4)
     np.testing.assert_allclose(counts.sizes, np.where(dead, 1.0, sizes), rtol=1e-6)
+    frozen = {name: tree for name, tree in params.items() if name != "codebook"}
+    assert objective.after(frozen, aux, report) is frozen
     for code in after[dead]:
         assert np.abs(vectors - code).max(1).min() < 1e-4
     again = objective.update(aux, None, report)["codes"]

@@ -259,6 +259,12 @@ def test_runs_that_are_no_chain_are_one_line(runs, others):
     channels = refusal(lambda: cascade.check_link(runs[0], first, runs[1], last))
     assert channels == f"{runs[0]} draws images of 3 channels and {runs[1]} of 1"
     first, last = cascade.configs_of(runs[:2])
+    first.diffusion.loss = "autoencoding"
+    said_of_it = refusal(lambda: cascade.check_link(runs[0], first, runs[1], last))
+    assert said_of_it.startswith("chains are of a diffusion model; this run's is an autoencoder")
+    last.sampling.half_until = -2.0
+    assert "half_until does not go with low" in refusal(build, last)
+    first, last = cascade.configs_of(runs[:2])
     first.data.num_classes = 5
     labels = refusal(lambda: cascade.check_link(runs[0], first, runs[1], last))
     assert labels == f"{runs[0]} is told 5 labels and {runs[1]} 10"
@@ -269,6 +275,7 @@ def test_words_of_a_chain_that_are_wrong_are_one_line(runs, others, tmp_path):
     for words, message in [
         (("--workdir", chain, "--stage=3:sampling.steps=4"), "--stage=3:sampling.steps=4 is no"),
         (("--workdir", chain, "--stage=1:sampling.step=4"), "did you mean 'sampling.steps'?"),
+        (("--workdir", chain, "--stage=2:sampling.label=4"), "is that of all stages"),
         (("--workdir", chain, "--stage=1:seed=4"), "settings, not seed: 0 -> 4"),
         (("--workdir", chain, "--config", "experiments/digits.py"), "takes no --config"),
         (("--workdir", f"{tmp_path}/none,{runs[1]}"), "none holds no run, of which a chain"),
