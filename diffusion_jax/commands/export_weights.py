@@ -1,5 +1,4 @@
-"""Writes a run's weights under the names of Improved DDPM, ADM, DiT or an autoencoder's, as
-.safetensors.
+"""Writes a run's weights as .safetensors, under the names of the published ones.
 
 python main.py export-weights --workdir DIR --weights FILE [--layout diffusers]
 """

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -28,7 +27,7 @@ from diffusion_jax.core.types import (
 from diffusion_jax.data import sources
 from diffusion_jax.data.spec import Declared, Spec, spec_of
 from diffusion_jax.modalities import Modality
-from diffusion_jax.models.precision import Precisions, cast, recorded
+from diffusion_jax.models.precision import Precisions, cast
 from diffusion_jax.objectives import Objective, Perceptual, Problem
 from diffusion_jax.runs.checks import (
     check_clippable,
@@ -40,7 +39,7 @@ from diffusion_jax.runs.checks import (
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.guides import Guide
 from diffusion_jax.runs.latents import as_stored, check_kept, with_statistics
-from diffusion_jax.runs.network import PERCEPTUAL, Network
+from diffusion_jax.runs.network import PERCEPTUAL, Network, as_key, beginning
 from diffusion_jax.runs.nouns import OTHERS
 from diffusion_jax.runs.registry import make, needs
 from diffusion_jax.runs.settings import check, copy
@@ -134,19 +133,10 @@ def _build(config: Config) -> Parts:
     distribution = make(diffusion.timesteps, {Schedule: schedule})
     shape = Shape(tuple(codec.shape))
     module = make(config.model, {Shape: shape, Kinds: conditioner.kinds})
-    network = Network(module)
-    example = lambda: (jnp.zeros((1, *shape)), jnp.zeros((1,)), conditioner.example(1))
-
-    @jax.jit  # which traces it once: for the checks here, for shapes, for the parameters
-    def begun(key):
-        output, variables = module.init_with_output(key, *example())
-        return output, variables["params"]
-
-    init_params = jax.jit(lambda key: begun(key)[1])
-    with recorded() as precisions:  # and the network's own checks, at no cost
-        output, params = jax.eval_shape(begun, jax.random.key(0))
-    check_freeze(training.freeze, params)
-    variance = learned_or(output.shape[1:], tuple(shape), diffusion.variance)
+    network, example = Network(module), jax.eval_shape(lambda: conditioner.example(1))
+    begun = beginning(module, tuple(shape), *as_key(example))
+    check_freeze(training.freeze, begun.params)
+    variance = learned_or(begun.output, tuple(shape), diffusion.variance)
     weighting = make(diffusion.weighting, {})
     of = (schedule, parameterization, distribution, codec, conditioner)
     problem = Problem(*of, weighting, variance, modality.entry)
@@ -160,15 +150,15 @@ def _build(config: Config) -> Parts:
     optimizer = make(training.optimizer, {LearningRate: learning_rate})
     if training.clip_norm:
         optimizer = optax.chain(clip_by_global_norm(training.clip_norm), optimizer)
-    optimizer = of_two(optimizer) if "critic" in params else optimizer
+    optimizer = of_two(optimizer) if "critic" in begun.params else optimizer
     grid = make_grid(config, schedule)
     return Parts(
         modality=modality,
         problem=problem,
         objective=objective,
         apply_fn=network,
-        precisions=tuple(sorted(precisions.items())),
-        init_params=init_params,
+        precisions=begun.precisions,
+        init_params=begun.init_params,
         freeze=training.freeze,
         learning_rate=learning_rate,
         optimizer=optimizer,

@@ -1,13 +1,18 @@
 """A network as functions of its parameters, which is all that objectives and samplers know."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
+from diffusion_jax.core.types import PyTree
 from diffusion_jax.interop.files import check_fit, read_checkpoint
 from diffusion_jax.models import perceptual
+from diffusion_jax.models.precision import Precisions, recorded
 from diffusion_jax.objectives import Perceptual
 
 
@@ -32,6 +37,39 @@ class Network:
             return self.module.apply({"params": params}, *arguments, method=name)
 
         return call
+
+
+class Beginning(NamedTuple):
+    """What a network begins with."""
+
+    init_params: Callable  # key -> params
+    params: PyTree  # their shapes
+    output: tuple[int, ...]  # the shape of what it returns of one example
+    precisions: Precisions  # of its layers
+
+
+def as_key(tree: PyTree) -> tuple[Hashable, Hashable]:
+    """The structure of a tree of shapes, and its leaves, as what a cache knows them by."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((a.shape, a.dtype) for a in leaves)
+
+
+@functools.lru_cache(maxsize=64)
+def beginning(module: nn.Module, shape: tuple[int, ...], structure: Any, leaves: Any) -> Beginning:
+    """The beginning of a network of examples of a shape, told what `as_key` says; the network is
+    traced once, for its own checks, for shapes and for its parameters."""
+
+    @jax.jit
+    def begun(key):
+        cond = jax.tree.unflatten(structure, [jnp.zeros(*leaf) for leaf in leaves])
+        x, t = jnp.zeros((1, *shape)), jnp.zeros((1,))
+        output, variables = module.init_with_output(key, x, t, cond)
+        return output, variables["params"]
+
+    with recorded() as precisions:
+        output, params = jax.eval_shape(begun, jax.random.key(0))
+    init_params = jax.jit(lambda key: begun(key)[1])
+    return Beginning(init_params, params, output.shape[1:], tuple(sorted(precisions.items())))
 
 
 def _perceptual_weights(file: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 from problems import problem
-from tiny import curves, mlp_config, tiny_config
+from tiny import mlp_config, tiny_config
 
 from diffusion_jax.commands import train as loop
 from diffusion_jax.commands.export_weights import export_weights
@@ -324,17 +324,13 @@ def final_state(workdir):
     )
 
 
-def test_an_augmented_run_resumes_bit_for_bit(trained, tmp_path, no_pictures):
-    loop.train(augmented(num_steps=4), tmp_path / "run")
-    loop.train(augmented(), tmp_path / "run")
-    (_, resumed), (parts, reference) = final_state(tmp_path / "run"), final_state(trained)
-    jax.tree.map(np.testing.assert_array_equal, resumed[0], reference[0])
-    assert curves(tmp_path / "run") == curves(trained)
+def test_all_nine_numbers_reach_the_network_in_training(trained):
+    parts, reference = final_state(trained)
     first = parts.init_state(jax.random.split(jax.random.key(0))[0]).params["augmentation"][
         "kernel"
     ]
     changed = np.asarray(reference[0].params["augmentation"]["kernel"]) != np.asarray(first)
-    assert changed.all()  # all nine numbers reach the network in training
+    assert changed.all()
 
 
 def test_an_augmented_run_draws_and_is_measured_without(

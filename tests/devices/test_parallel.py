@@ -18,6 +18,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices import parallel
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.runs.build import build
+from diffusion_jax.runs.network import beginning
 
 TESTS = ROOT / "tests"
 
@@ -44,6 +45,8 @@ def test_the_network_is_traced_once_for_its_checks_its_shapes_and_its_parameters
     monkeypatch.setattr(
         UNet, "init_with_output", lambda *arguments: calls.append(arguments) or init(*arguments)
     )
+    beginning.cache_clear()
+    build(tiny.tiny_config())  # of an equal network
     parts, key, layout = build(tiny.tiny_config()), jax.random.key(0), parallel.layout()
     where = layout.state(jax.eval_shape(parts.init_state, key))
     jax.eval_shape(lambda key: parallel.initial(parts.init_state, key, where), key)

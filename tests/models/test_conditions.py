@@ -28,6 +28,10 @@ T = np.array([3.0, 700.0], np.float32)
 LABEL, ANGLE = np.array([1, 3]), np.array([[1.0, 2.0, 3.0], [0.0, -1.0, 0.5]], np.float32)
 
 
+def test_all_networks_are_here_but_those_told_nothing():
+    assert MODELS.keys() - SETTINGS.keys() == {"autoencoder", "tiny_autoencoder"}
+
+
 def network(name, kinds=KINDS):
     return MODELS[name](X.shape[1:], kinds, **SETTINGS[name])
 
@@ -42,9 +46,9 @@ def apply(model, params, cond, t=T):
     return jax.jit(model.apply)({"params": params}, X, t, cond)
 
 
-every = pytest.mark.parametrize("name", list(MODELS))
+every = pytest.mark.parametrize("name", list(SETTINGS))
 # EDM2's preserves magnitudes: what is told is no summand that may be left out
-adding = pytest.mark.parametrize("name", [name for name in MODELS if name != "edm2"])
+adding = pytest.mark.parametrize("name", [name for name in SETTINGS if name != "edm2"])
 
 
 @adding
