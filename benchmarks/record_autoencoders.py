@@ -6,6 +6,7 @@ Needs diffusers and PyTorch. The weights are those of `drawn`, so the file holds
 shapes, inputs and outputs alone.
 """
 
+import importlib
 import json
 import sys
 
@@ -48,8 +49,7 @@ def drawn(shapes: dict) -> dict:
 
 def peer(kind: str):
     """(the model of diffusers, its tensors) of a kind."""
-    import diffusers
-    import torch
+    diffusers, torch = (importlib.import_module(name) for name in ("diffusers", "torch"))
 
     name, config = CONFIGS[kind]
     model = getattr(diffusers, name)(**config).eval()
@@ -60,7 +60,7 @@ def peer(kind: str):
 
 def outputs(kind: str, model, x: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(what x is encoded as, moments of `kl`; what z is decoded to), all with channels last."""
-    import torch
+    torch = importlib.import_module("torch")
 
     turned = lambda a: torch.from_numpy(a).permute(0, 3, 1, 2)
     with torch.no_grad():
