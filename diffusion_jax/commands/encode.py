@@ -63,8 +63,8 @@ def encode(config: Config, folder: pathlib.Path, dtype: str = "float16", batch: 
         raise UserError("encode runs in one process, on all devices of its machine")
     data, own = config.data, config.codec
     sha256 = AUTOENCODERS.open(own.run, own.weights).sha256
+    kept = record(config, sha256, dtype)
     for split in dict.fromkeys((data.train_split, data.eval_split)):
-        kept = record(config, sha256, dtype)
         if (folder / split / INDEX).is_file():
             there = read_index(folder, split)
             if differing := [name for name in kept if there.get(name) != kept[name]]:

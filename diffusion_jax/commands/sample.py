@@ -14,7 +14,6 @@ import numpy as np
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, new_folder
 from diffusion_jax.core.types import PyTree
-from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import cascade, draw, folders, prompts
 from diffusion_jax.runs.build import Parts, make_grid
 from diffusion_jax.runs.checks import check_diffuses
@@ -84,9 +83,7 @@ def sample(
         generate = draw.make_generate(config, parts, weak=weak, decoded=True)
         data = draw.draw(generate, params, sampling.num, sampling.batch_size, progress=True)
         folder = new_folder(workdir / "samples", manner(config, parts, step))
-    picture = folders.preview(config, parts, data)
-    if picture is not None:
-        pictures.save(folder / "grid.png", picture)
+    folders.save_preview(config, parts, folder / "grid.png", data)
     folders.save_samples(config, parts, folder, data)
     folders.write_settings(config, folder, sampling=sampling)
     if sampling.gif or sampling.strip:
@@ -139,9 +136,7 @@ def draw_early(
     folder = new_folder(workdir / "samples", manner(config, parts, step, spacing))
 
     def on_step(taken: int, data: np.ndarray) -> None:
-        picture = folders.preview(config, parts, data)
-        if picture is not None:
-            pictures.save(folder / f"early_{taken}.png", picture)
+        folders.save_preview(config, parts, folder / f"early_{taken}.png", data)
 
     sampling = config.sampling
     drawn = draw_all(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 Regularizer = Literal["kl", "vq", "fsq", "none"]
 REGULARIZERS = ("kl", "vq", "fsq", "none")
+LEAST, MOST = -30.0, 20.0  # of the logarithm of a latent's variance (Rombach et al. 2022)
 
 
 class Latents(NamedTuple):
@@ -22,9 +23,9 @@ class Latents(NamedTuple):
 
 def normal_of(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(mean, logarithm of the variance) [..., c] of moments [..., 2 c], the latter clipped to
-    [-30, 20], as by Rombach et al. 2022."""
+    LEAST ... MOST."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
-    return mean, jnp.clip(log_variance, -30.0, 20.0)
+    return mean, jnp.clip(log_variance, LEAST, MOST)
 
 
 def kl_to_standard(mean: jax.Array, log_variance: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from diffusion_jax.core import quantization
 from diffusion_jax.core.latents import Latents
 from diffusion_jax.core.quantization import Counts
 from diffusion_jax.core.types import PyTree
+from diffusion_jax.objectives.adversarial import per_example
 
 CODEBOOK = "codebook"  # of the parameters
 
@@ -26,7 +27,7 @@ class Codebooks(NamedTuple):
 
 def error(a: jax.Array, b: jax.Array) -> jax.Array:
     """The mean square of the difference, [B, ...] -> [B]."""
-    return jnp.square(a - b).reshape(len(a), -1).mean(axis=1)
+    return per_example(jnp.square(a - b))
 
 
 def used(state: dict, decay: float, count: int) -> dict[str, jax.Array]:

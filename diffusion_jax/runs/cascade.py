@@ -13,7 +13,6 @@ import numpy as np
 from diffusion_jax.conditioning import low_resolution
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices.parallel import Started
-from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
 from diffusion_jax.runs.build import raw_source
 from diffusion_jax.runs.checks import check_diffuses
@@ -256,7 +255,5 @@ def write_stage(stages: Sequence[Stage], folder: pathlib.Path, images: np.ndarra
     """grid.png, samples.npz and a file an image of what a stage drew, with the first one's labels
     and texts."""
     first, parts = stages[0].config, stages[0].run.parts
-    picture = folders.preview(first, parts, images)
-    if picture is not None:
-        pictures.save(folder / "grid.png", picture)
+    folders.save_preview(first, parts, folder / "grid.png", images)
     folders.save_samples(first, parts, folder, images)

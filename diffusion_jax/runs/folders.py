@@ -48,6 +48,13 @@ def preview(config: Config, parts: Parts, data: np.ndarray) -> np.ndarray | None
     return parts.modality.preview(data, by_class, declared(config).range)
 
 
+def save_preview(config: Config, parts: Parts, path: pathlib.Path, data: np.ndarray) -> None:
+    """The picture of `preview` as a PNG file, where there is one."""
+    picture = preview(config, parts, data)
+    if picture is not None:
+        pictures.save(path, picture)
+
+
 def save_samples(config: Config, parts: Parts, folder: pathlib.Path, data: np.ndarray) -> None:
     """samples.npz, and a file a sample."""
     labels = sample_labels(config, parts, len(data))

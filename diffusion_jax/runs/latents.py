@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax.codecs import Codec
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.latents import LEAST, MOST
 from diffusion_jax.data import pipeline, report
 from diffusion_jax.data.latents import read_index
 from diffusion_jax.devices.parallel import equal_batches, map_examples, place, precision
@@ -91,7 +92,7 @@ class Moments:
         self.sum += mean.sum(axis=0)
         self.squares += np.square(mean).sum(axis=0)
         if log_variance.size:
-            self.squares += np.exp(np.clip(log_variance, -30.0, 20.0)).sum(axis=0)
+            self.squares += np.exp(np.clip(log_variance, LEAST, MOST)).sum(axis=0)
 
     def statistics(self) -> tuple[list[float], list[float]]:
         mean = self.sum / self.count
