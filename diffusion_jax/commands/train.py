@@ -42,7 +42,7 @@ from diffusion_jax.runs.checks import check_attention, check_trains
 from diffusion_jax.runs.command_line import Given
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.latents import Encoded, before_step
-from diffusion_jax.runs.open import params_of, weak_params
+from diffusion_jax.runs.open import first_params, weak_params
 from diffusion_jax.runs.score import make_score
 from diffusion_jax.runs.workdir import check_step, lock, open_workdir
 from diffusion_jax.training import snapshots
@@ -173,7 +173,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     settings = config.training
     config, source = with_range(config, workdir)
     parts = build(config)
-    check_trains(config, parts.variance)
+    check_trains(config, parts.variance, parts.objective.teacher)
     lay = parallel.layout(settings.parallel, settings.fsdp)
     check_attention(config, on_mesh=not lay.pmapped)
     parallel.check_batch(settings.batch_size, settings.accumulation_steps)
@@ -195,10 +195,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     evaluate = held_out_loss(config, parts)
     generate = draw.make_generate(config, parts, weak=weak_params(config, parts), decoded=True)
     score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
-    first, changed = None, []
-    if settings.init and not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
-        first, changed = params_of(config, parts, settings.init, "training.init", same=False)
-
+    first, changed = first_params(config, parts, workdir)
     if primary():
         open_workdir(workdir, config)
     wait_for_all("workdir")

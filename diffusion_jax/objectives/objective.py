@@ -49,7 +49,8 @@ class Objective(NamedTuple):
     (params, aux, report) -> params, what becomes of the parameters behind the optimizer and before
     they are averaged, such as of a codebook that is not learned by gradient; aux is that before the
     step. reconstruct: (apply_fn, params, x0 [B, *shape]) -> x0, what a run draws, of held-out
-    examples, in place of samples.
+    examples, in place of samples. teacher: whether it learns from a trained network: then `init` is
+    given the teacher's params, with which the student starts, too, and aux keeps them.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
@@ -58,6 +59,7 @@ class Objective(NamedTuple):
     update: Callable[[PyTree, Any, dict[str, Any]], PyTree]
     after: Callable[[PyTree, PyTree, dict[str, Any]], PyTree] | None = None
     reconstruct: Callable[[ApplyFn, PyTree, jax.Array], jax.Array] | None = None
+    teacher: bool = False
 
 
 class Problem(NamedTuple):

@@ -169,11 +169,17 @@ def check_freeze(pattern: str, params: PyTree) -> None:
         raise UserError(f"config.training.freeze: {error}") from None
 
 
-def check_trains(config: Config, variance: Variance) -> None:
-    """Raises UserError where the network has a learned variance that the loss would leave as it is.
+def check_trains(config: Config, variance: Variance, teacher: bool = False) -> None:
+    """Raises UserError where the network has a learned variance that the loss would leave as it is,
+    or where the loss learns from a teacher and none is named.
 
     Of training alone: a run made of imported weights draws whatever its loss."""
     loss = config.diffusion.loss.entry
+    if teacher and not config.training.init:
+        raise UserError(
+            f"config.diffusion.loss={loss} learns from a trained network: set "
+            "config.training.init to the workdir of its run"
+        )
     if variance == "learned_range" and loss in ("denoising", "uncertainty"):
         raise UserError(
             "config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, "

@@ -87,6 +87,15 @@ def params_of(
     return restore_params(other, build(other), workdir, ema=True)[0], changed
 
 
+def first_params(config: Config, parts: Parts, workdir: pathlib.Path) -> tuple[Any, list[str]]:
+    """(the averaged parameters of the run training.init, from which a run that has not begun
+    starts, else None; what differs), of a teacher nothing may."""
+    named, begun = config.training.init, (workdir / "checkpoints").glob("*")
+    if not named or any(path.name.isdigit() for path in begun):
+        return None, []
+    return params_of(config, parts, named, "training.init", same=parts.objective.teacher)
+
+
 def shapes(parts: Parts) -> dict[str, tuple[int, ...]]:
     """Name of every parameter -> its shape."""
     found = jax.eval_shape(parts.init_params, jax.random.key(0))
