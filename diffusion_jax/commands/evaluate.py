@@ -33,6 +33,7 @@ from diffusion_jax.runs.open import manner, open_run
 from diffusion_jax.runs.score import (
     bits_per_dim,
     check_measures,
+    floor,
     memorised,
     run_data,
     sampled,
@@ -146,11 +147,16 @@ def evaluate(
     extract(extracted, function, samples, settings.num, settings.batch_size, "samples")
 
     # by all processes, as the samples
+    lowest = {}
+    if run.parts.codec.moments:
+        own = (config, run.parts, function, reference, workdir / "evaluations")
+        lowest = floor(*own, against if against == data.eval_split else data.train_split)
     bits = bits_per_dim(config, run.parts, run.params) if settings.bits_per_dim else {}
     if not primary():
         return extracted.folder
     report = scores(extracted, settings.num, reference, settings.replicates, settings.subsets)
     report |= {"bits_per_dim": bits} if bits else {}
+    report |= {"floor": lowest} if lowest else {}
     images, folder = extracted.images.array(min(shown, settings.num)), extracted.folder
     picture = folders.preview(config, run.parts, np.asarray(images[:GRID]))
     if picture is not None:
@@ -265,6 +271,7 @@ def surroundings(num: int, reference: references.Reference, replicates: int) -> 
 NAMES = {
     "fid": "FID",
     "fid_infinity": "FID, infinitely many",
+    "fid_floor": "FID of the codec alone",
     "spatial_fid": "spatial FID",
     "kid": "KID",
 }

@@ -9,9 +9,10 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import pipeline
+from diffusion_jax.devices.parallel import map_examples, place, precision
 from diffusion_jax.devices.processes import primary
 from diffusion_jax.evaluation import features, memorisation, references
-from diffusion_jax.evaluation.extract import Extracted, extract
+from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import bits
@@ -104,6 +105,42 @@ def bits_per_dim(config: Config, parts: Parts, params) -> dict:
     return found | {"examples": count, "likelihood": as_values(likelihood)}
 
 
+def floor(
+    config: Config,
+    parts: Parts,
+    function: features.Features,
+    reference: references.Reference,
+    folder: pathlib.Path,
+    split: str,
+) -> dict:
+    """The FID of a split's images, evenly spread, encoded and decoded: what the samples' would be
+    if their latents were those of data. Kept in a folder of that name, not made again.
+
+    At most evaluation.num images; {} on all processes but the first."""
+    source, codec = load_source(of_images(config), split), parts.codec
+    count = min(config.evaluation.num, len(source))
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    mapped = map_examples(
+        lambda params, data: codec.decode(params, codec.encode(params, None, data))
+    )
+    params = place(codec.params)
+
+    def given_back(index: np.ndarray) -> np.ndarray:
+        images = pipeline.examples(source, chosen[np.minimum(index, count - 1)])["image"]
+        with precision(None):
+            return mapped(params, images)
+
+    record = {"codec": as_values(config)["codec"], "features": function.record, "split": split}
+    extracted = Extracted(
+        folder / f"floor-{key(record | {'of': count})}", record, config.data.shape
+    )
+    extract(extracted, function, given_back, count, config.evaluation.batch_size, "reconstructions")
+    if not primary():
+        return {}
+    found = scores(extracted, count, reference, 0, config.evaluation.subsets)
+    return {"fid": found["fid"], "images": count, "split": split}
+
+
 def check_measures(config: Config, parts: Parts) -> None:
     """Raises UserError for what would be missed only when all samples are drawn."""
     check_images(config, parts)
@@ -137,6 +174,8 @@ def scalars(report: dict) -> dict[str, float]:
     """The report's chief numbers by their names."""
     nested = {"fid": "value", "fid_infinity": "value", "kid": "mean", "inception_score": "mean"}
     found = {name: report[name][inner] for name, inner in nested.items() if name in report}
+    if "floor" in report:
+        found["fid_floor"] = report["floor"]["fid"]["value"]
     for name in ("spatial_fid", "precision", "recall", "density", "coverage"):
         if name in report:
             found[name] = report[name]

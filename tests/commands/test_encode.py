@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import frechet_by_hand
 import numpy as np
 import pytest
 from latents import latent_experiment, moments_of, weights_file
@@ -13,6 +14,7 @@ from diffusion_jax.data.latents import Latents, latents
 from diffusion_jax.data.pipeline import training_batches
 from diffusion_jax.data.sources import digits
 from diffusion_jax.data.spec import Declared
+from diffusion_jax.runs.autoencoders import open_autoencoder
 
 DECLARED = Declared((8, 8, 1), 10)
 
@@ -98,6 +100,27 @@ def test_samples_are_images_and_likelihoods_are_refused(trained):
     assert arrays(path)["images"].shape == (4, 8, 8, 1)
     assert "8-bit values, which latents have none of" in refusal(main_run, "nll", "--workdir",
                                                                  trained)  # fmt: skip
+
+
+def test_the_floor_of_fid_is_that_of_what_the_codec_gives_back(made, trained):
+    few = ["--config.evaluation.num=40", "--config.evaluation.features=pixels"]
+    few += [
+        "--config.evaluation.bits_per_dim=0",
+        "--config.evaluation.memorised=0",
+        "--config.evaluation.replicates=0",
+    ]
+    main_run("evaluate", "--workdir", trained, *few)
+    (path,) = trained.glob("evaluations/*/report-40.json")
+    found = json.loads(path.read_text())["floor"]
+    assert found["images"] == 40 and found["split"] == "train"
+    every = digits("train").images[digits("train").chosen]
+    chosen = every[np.linspace(0, len(every) - 1, 40).round().astype(int)]
+    coder = open_autoencoder("", str(made[0] / "autoencoder.safetensors"))
+    moments = coder.encode(coder.params, chosen / np.float32(127.5) - 1)
+    back = np.asarray(coder.decode(coder.params, moments[..., :2]))
+    back = np.clip(np.round((back + 1) * 127.5), 0, 255)
+    expected = frechet_by_hand.gaussians(*map(frechet_by_hand.flat, (back, every)))
+    np.testing.assert_allclose(found["fid"]["value"], expected, rtol=1e-3)
 
 
 def test_what_does_not_belong_together_is_refused(made, trained, tmp_path):
