@@ -36,6 +36,7 @@ from diffusion_jax.evaluation.side_by_side import wilson  # noqa: E402
 from diffusion_jax.runs.build import raw_source  # noqa: E402
 from diffusion_jax.runs.config import Config  # noqa: E402
 from diffusion_jax.runs.draw import draw, make_generate  # noqa: E402
+from diffusion_jax.runs.latents import of_images  # noqa: E402
 from diffusion_jax.runs.open import open_run  # noqa: E402
 from diffusion_jax.runs.settings import load  # noqa: E402
 
@@ -211,7 +212,7 @@ def main() -> int:
         sampling = config.sampling
         sampling.guidance = sampling.guidance if options.guidance is None else options.guidance
         sampling.steps = options.steps or sampling.steps
-        source = raw_source(config, config.data.train_split)
+        source = raw_source(of_images(config), config.data.train_split)
     counts = {"train": options.trained, "test": options.held_out}
     asked = {n: spread(source.of_split[n], count, options.seed) for n, count in counts.items()}
     captions = {name: [one.caption for one in found] for name, found in asked.items()}
