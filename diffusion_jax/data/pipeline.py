@@ -81,7 +81,6 @@ def training_batches(
             f"training.batch_size={batch_size} is not divisible by {processes} processes"
         )
     share = batch_size // processes
-    source = WithMirrored(source) if flip and hasattr(source, "mirrored") else source
     buckets = getattr(source, "buckets", None)
     if buckets is None:
         streams, turn = [stream_of(source, seed, epochs, flip)], lambda batch: (0, batch)
@@ -110,6 +109,7 @@ def training_batches(
 def stream_of(source, seed: int, epochs: int | None, flip: str) -> grain.MapDataset:
     """The examples, newly shuffled every epoch. Flips are drawn here, before processes take their
     parts: a flip is the example's, not the process's."""
+    source = WithMirrored(source) if flip and hasattr(source, "mirrored") else source
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
     return stream.random_map(Flip(flip)) if flip else stream
 
