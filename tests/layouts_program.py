@@ -14,10 +14,9 @@ import sys
 
 import jax
 import numpy as np
-import pytest
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
-from tiny import mlp_config  # noqa: E402
+from tiny import mlp_config, without_pictures  # noqa: E402
 
 from diffusion_jax.commands import train as loop  # noqa: E402
 from diffusion_jax.devices import parallel, processes  # noqa: E402
@@ -35,9 +34,7 @@ def train(folder: pathlib.Path, words: str) -> None:
             num_steps=num_steps, eval_every=0, checkpoint_every=5, parallel=kind, fsdp=int(fsdp)
         )
         config.sampling.num = 16
-        with pytest.MonkeyPatch.context() as patch:  # no pictures: 16 samples are drawn below
-            patch.setattr(loop, "draw_picture", lambda run, state: None)
-            patch.setattr(loop.plots, "schedule", lambda *arguments: None)
+        with without_pictures():  # 16 samples are drawn below
             loop.train(config, folder / name)
     parts = build(config)
     params, step = restore_params(config, parts, folder / name, ema=False)

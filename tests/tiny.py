@@ -1,5 +1,6 @@
 """The smallest run that is a whole run: the real digits, a U-Net of one level and 16 channels."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,9 +9,11 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 import main
+from diffusion_jax.commands import train
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import Config, Data, Diffusion, Sampling, Training, use
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -63,6 +66,15 @@ def experiment_file(folder: pathlib.Path, config: str = "tiny_config") -> pathli
     path = folder / "tiny_experiment.py"
     path.write_text(TINY_FILE.format(tests=str(ROOT / "tests"), config=config))
     return path
+
+
+@contextlib.contextmanager
+def without_pictures():
+    """Training draws none, which takes it longer than its steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_picture", lambda run, state: None)
+        patch.setattr(train.plots, "schedule", lambda *arguments: None)
+        yield
 
 
 def main_run(*arguments) -> None:

@@ -29,6 +29,7 @@ from diffusion_jax.devices.processes import (
 )
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders, plots
+from diffusion_jax.runs.buckets import check_buckets
 from diffusion_jax.runs.build import (
     Parts,
     build,
@@ -176,6 +177,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     check_trains(config, parts.variance, parts.objective.teacher)
     lay = parallel.layout(settings.parallel, settings.fsdp)
     check_attention(config, on_mesh=not lay.pmapped)
+    check_buckets(config, parts, source)
     parallel.check_batch(settings.batch_size, settings.accumulation_steps)
     number, processes = process()
     flipped = parts.modality.entry if config.data.flip else ""

@@ -108,6 +108,10 @@ class Prepared:
         example = self.source[i]
         return {**example, **self.entries(example)}
 
+    def bucketed(self):
+        """The same for a source in buckets."""
+        return Prepared(self.source.bucketed(), self.entries, self.own_notes)
+
     def __getattr__(self, name):
         if name == "source":  # as of a copy that is being made
             raise AttributeError(name)

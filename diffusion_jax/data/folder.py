@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.settings import FREE
+from diffusion_jax.data import buckets as sizing
 from diffusion_jax.data import captions as captioning
 from diffusion_jax.data import images
 from diffusion_jax.data.labels import empty_classes, name_labels, table_path
@@ -40,6 +41,9 @@ class Folder:
     notes: list[str]  # what a user should know
     fingerprint: str  # of the whole folder: its place, its files' names, sizes and times, captions
     texts: np.ndarray | None = None  # uint8 [N, 256], where there are captions
+    bucket_sizes: tuple[tuple[int, int], ...] = ()  # height and width of the buckets
+    buckets: np.ndarray | None = None  # int [N], the bucket of each image, where there are any
+    in_buckets: bool = False  # whether images have the size of their bucket
     range: None = None  # of floats; these are bytes
 
     @property
@@ -50,13 +54,15 @@ class Folder:
         return len(self.names)
 
     def __getitem__(self, i):
-        i = int(i)
+        i, shape = int(i), self.shape
+        if self.in_buckets and self.buckets is not None:
+            shape = (*self.bucket_sizes[self.buckets[i]], shape[2])
         if self.pixels is not None:
             image = np.array(self.pixels[self.rows[i]])
         else:
             try:
                 image = images.to_array(
-                    images.decode(self.root / self.names[i], self.shape[2]), self.shape, self.resize
+                    images.decode(self.root / self.names[i], shape[2]), shape, self.resize
                 )
             except Exception as error:  # it could be read when the run began
                 raise UserError(
@@ -64,6 +70,10 @@ class Folder:
                 ) from error
         example = {"image": image, "label": self.labels[i]}
         return example if self.texts is None else example | {"text": self.texts[i]}
+
+    def bucketed(self) -> "Folder":
+        """The same images, each of its bucket's size, for training."""
+        return dataclasses.replace(self, in_buckets=True)
 
 
 def folder(
@@ -73,6 +83,7 @@ def folder(
     labels: str = "folders",
     captions: str = "auto",
     resize: Resize = "center_crop",
+    buckets: tuple[str, ...] = (),
     unreadable: Unreadable = "fail",
     cache: Annotated[bool, FREE] = False,
 ) -> Folder:
@@ -90,12 +101,17 @@ def folder(
         subfolders, else .txt files beside the images; txt, those alone; none; or a CSV file of
         file,text or a .jsonl file. An image without one has an empty text.
       resize: how images get config.data.shape; none where they have it.
+      buckets: sizes, height x width, to train on, as 64x64,48x80,80x48: every image gets that of
+        the nearest proportions, and a batch is of one size. All else has config.data.shape.
       unreadable: whether files that cannot be read stop the program, or are left out.
       cache: keep the decoded images in ~/.cache/diffusion_jax/data.
     """
     among("resize", resize, get_args(Resize))
     among("unreadable", unreadable, get_args(Unreadable))
     root, shape = existing(folder), tuple(declared.shape)
+    sizes = sizing.parse(buckets)
+    if sizes and (cache or resize == "none"):
+        raise ValueError("buckets need resize=center_crop or stretch, and cache=false")
     if len(shape) != 3 or shape[2] not in images.MODES:
         raise UserError(
             f"images of a folder have 1 or 3 channels, but config.data.shape is {shape}"
@@ -133,6 +149,8 @@ def folder(
         texts, said = captioning.encoded([told.texts[i] for i in rows], [names[j] for j in chosen])
         notes += said
         known_as += hashlib.sha256("\0".join(told.texts).encode()).hexdigest()[:16]
+    bucket = sizing.nearest(known.sizes[rows], sizes) if sizes else None
+    notes += sizing.notes(sizes, bucket)
     return Folder(
         root=root,
         names=[names[j] for j in chosen],
@@ -148,6 +166,8 @@ def folder(
         notes=notes,
         fingerprint=known_as,
         texts=texts,
+        bucket_sizes=sizes,
+        buckets=bucket,
     )
 
 

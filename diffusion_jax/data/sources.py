@@ -6,7 +6,9 @@ none. A source that knows more of itself says so: `range`, the (least, largest) 
 images, None for bytes; its `labels` [N], `class_names`, `sizes` [N, 2], `texts` [N, 256] (its
 captions, the entry "text"), `splits` (name -> examples), `faults` (file -> why it is left out),
 `notes` and a `fingerprint`, text that is another where the examples are others. Latents say what
-shape of images they stand for, `stands_for`, and give those of `mirrored(i)`.
+shape of images they stand for, `stands_for`, and give those of `mirrored(i)`. Images that are
+trained on in several sizes have their `buckets` [N], the `bucket_sizes`, and `bucketed()`, the same
+source in these sizes.
 
 A factory of SOURCES takes the split first; a `Declared` is given by the run, and all else is a
 setting."""

@@ -11,8 +11,11 @@ from diffusion_jax.core.types import Schedule
 
 
 def _axes(columns: int):
-    figure = matplotlib.figure.Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
+    width = 4.5 * columns
+    figure = matplotlib.figure.Figure(figsize=(width, 3.4))
     axes = figure.subplots(1, columns, squeeze=False)[0]
+    # inches for the labels, in place of a layout that measures them, which takes as long as drawing
+    figure.subplots_adjust(0.75 / width, 0.15, 1 - 0.15 / width, 0.91, wspace=0.19)
     for ax in axes:
         ax.grid(alpha=0.3)
     return figure, axes

@@ -1,15 +1,14 @@
 """Two tiny runs, trained once a process of the tests, and what the commands' tests share."""
 
 import pytest
-from tiny import mlp_config, tiny_config
+from tiny import mlp_config, tiny_config, without_pictures
 
 from diffusion_jax.commands import train
 from diffusion_jax.runs.config import use
 
 
 def train_without_pictures(config, folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_picture", lambda run, state: None)
+    with without_pictures():
         train.train(config, folder)
 
 

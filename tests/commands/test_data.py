@@ -49,7 +49,7 @@ def classes(tmp_path):
     return tmp_path / "photos"
 
 
-def test_a_run_on_a_folder_trains_and_says_what_it_left_out(tmp_path, classes):
+def test_a_run_on_a_folder_trains_and_says_what_it_left_out(tmp_path, classes, no_pictures):
     (classes / "class 3" / "bad.png").touch()
     config = folder_config(classes, num_steps=2, eval_every=0, checkpoint_every=2)
     with pytest.raises(

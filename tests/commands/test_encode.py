@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from latents import latent_experiment, moments_of, weights_file
 from tensors import refusal
-from tiny import arrays, curves, main_run
+from tiny import arrays, curves, main_run, without_pictures
 
 from diffusion_jax.data.latents import Latents, latents
 from diffusion_jax.data.pipeline import training_batches
@@ -33,7 +33,8 @@ def trained(made):
     """The workdir of a run on the kept latents."""
     folder, experiment = made
     on_latents = ["--config.data.source=latents", f"--config.data.source.folder={folder / 'kept'}"]
-    main_run("train", "--workdir", folder / "run", "--config", experiment, *on_latents)
+    with without_pictures():
+        main_run("train", "--workdir", folder / "run", "--config", experiment, *on_latents)
     return folder / "run"
 
 
@@ -68,6 +69,7 @@ def test_half_of_a_batch_are_the_mirrored_images_latents(made):
     assert {image.tobytes() for image in no_flip["image"]} == plain
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_on_images_is_the_run_on_their_latents(made, trained):
     """The statistics differ in the seventh digit, the latents in the last bits."""
     folder, experiment = made

@@ -18,7 +18,6 @@ from tiny import (
     final_state,
     mlp_config,
     pixels,
-    run_command,
     tiny_config,
 )
 
@@ -93,12 +92,16 @@ def test_a_signal_saves_first_and_the_run_goes_on(
     assert_same_run(undisturbed, tmp_path / "run")
 
 
-# Two runs of one program, of which the second is killed after its first checkpoint.
-KILLED = """
+WITHOUT_PICTURES = """
 import os, signal, sys, time
 import main
 from diffusion_jax.commands import train
 
+train.draw_picture = train.plots.schedule = lambda *arguments: None
+"""
+
+# Two runs of one program, of which the second is killed after its first checkpoint.
+KILLED = """
 def record(run, unread, step, record=train.record):
     record(run, unread, step)
     if step == 7 and run.workdir.name == "run":
@@ -112,20 +115,24 @@ for sys.argv in ["main.py", "--workdir", sys.argv[1], *sys.argv[4:]], ["main.py"
 """
 
 
-def test_kill_minus_nine_then_the_same_command_is_the_same_run(tmp_path):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    arguments = ("--workdir", run, "--config", experiment_file(tmp_path, "mlp_config"))
-    # the program itself, which computes as `cpu.tune` says: its rounding is not this process's
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, whole, *arguments],
+def run_program(code, *arguments):
+    """The program itself, which computes as `cpu.tune` says: its rounding is not this process's."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_PICTURES + code, *arguments],
         env=environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def test_kill_minus_nine_then_the_same_command_is_the_same_run(tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    arguments = ("--workdir", run, "--config", experiment_file(tmp_path, "mlp_config"))
+    killed = run_program(KILLED, whole, *arguments)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert Checkpoints(run, read_only=True).latest() == 4
-    done = run_command(*arguments)
+    done = run_program("sys.exit(main.main())", *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resuming at step 4" in done.stdout
     assert_same_run((mlp_config(), whole), run)
@@ -221,18 +228,8 @@ def test_steps_per_call_must_divide_the_step_of_the_last_whole_checkpoint(tmp_pa
 
 
 def test_a_profile_of_some_steps_changes_no_number(undisturbed, tmp_path, no_pictures):
-    train.train(
-        mlp_config(num_steps=4, profile_steps="3:6"), tmp_path / "run"
-    )  # ends within the profiled steps
-    assert len(traces(tmp_path / "run")) == 1
-    assert not traces(undisturbed[1])
-    train.train(mlp_config(profile_steps="3:5"), tmp_path / "run")  # goes on within them, at step 5
-    assert len(traces(tmp_path / "run")) == 2
+    train.train(mlp_config(profile_steps="3:5"), tmp_path / "run")
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+    assert not (undisturbed[1] / "profile").exists()
     assert_same_run(undisturbed, tmp_path / "run")
-    assert (tmp_path / "run" / "log.txt").read_text().count(
-        "profile: "
-    ) == 1  # the first one was cut short
-
-
-def traces(workdir):
-    return list((workdir / "profile").rglob("*.xplane.pb"))
+    assert (tmp_path / "run" / "log.txt").read_text().count("profile: ") == 1

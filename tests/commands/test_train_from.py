@@ -162,7 +162,7 @@ def test_the_quartiles_of_the_loss_are_finite_in_continuous_time(tmp_path):
         main_run("nll", "--workdir", tmp_path)
 
 
-def test_floats_are_trained_on_and_come_back_in_their_own_units(tmp_path, capsys):
+def test_floats_are_trained_on_and_come_back_in_their_own_units(tmp_path, no_pictures):
     low, high, rng = -300.0, 20.0, np.random.default_rng(0)
     images = rng.uniform(low, high, (60, 8, 8, 1)).astype(np.float32)
     images[0, 0, 0], images[0, 0, 1] = low, high

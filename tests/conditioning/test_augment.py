@@ -8,7 +8,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 from problems import problem
-from tiny import mlp_config, tiny_config
+from tiny import mlp_config, tiny_config, without_pictures
 
 from diffusion_jax.commands import train as loop
 from diffusion_jax.commands.export_weights import export_weights
@@ -313,7 +313,8 @@ def test_nothing_enters_a_network_at_zero_and_every_number_does():
 def trained(tmp_path_factory):
     """The workdir of an augmented run of eight steps."""
     workdir = tmp_path_factory.mktemp("runs") / "augmented"
-    loop.train(augmented(), workdir)
+    with without_pictures():
+        loop.train(augmented(), workdir)
     return workdir
 
 

@@ -13,7 +13,7 @@ from diffusion_jax.core.types import Level, Prediction
 from diffusion_jax.runs.build import batch_spec, build, held_out_times, make_grid, table_betas
 from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.config import use
-from diffusion_jax.runs.settings import load
+from diffusion_jax.runs.settings import check, load
 
 
 def test_samplers_get_their_settings_and_the_schedule():
@@ -106,8 +106,14 @@ def test_every_kept_step_must_be_one_that_is_saved():
 
 
 def test_every_experiment_builds():
+    """A block a level, or two layers, stand for as many as its own network has."""
     for path in sorted((ROOT / "experiments").glob("*.py")):
-        build(load(path))
+        config = load(path)
+        check(config)
+        for name, count in {"blocks": 1, "depth": 2}.items():
+            if name in config.model.values():
+                setattr(config.model, name, count)
+        build(config)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def test_gaussian_data_are_reached_at_the_samplers_order(injected, x64, continuo
 # a tenth too large.
 @pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "annealed_langevin"])
 def test_stochastic_samplers_reach_the_mixture(name):
-    @jax.jit
+    # a million steps: to compile them better pays, unlike elsewhere in the tests
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def chain(index, grid):
         keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(index)
         x_init = jnp.sqrt(grid.alpha[0] ** 2 + grid.sigma[0] ** 2) * jax.vmap(

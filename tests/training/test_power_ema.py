@@ -115,9 +115,7 @@ def run(tmp_path_factory):
     checkpoint, and gone on with from step 4)."""
     folder = tmp_path_factory.mktemp("averages")
     config = tiny.mlp_config(post_hoc_ema=LENGTHS, snapshot_every=2, eval_every=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_picture", lambda run, state: None)
-        patch.setattr(train.plots, "schedule", lambda *given: None)
+    with tiny.without_pictures():
         train.train(config, folder / "whole")
         shutil.copytree(folder / "whole", folder / "resumed")
         shutil.rmtree(folder / "resumed/checkpoints/8")

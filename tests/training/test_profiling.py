@@ -21,6 +21,7 @@ from diffusion_jax.training.profiling import Profile
         ("3:4", 8, 1, []),
         ("3:5", 0, 2, [3, 5]),  # the calls of steps 3, 4 and 5, 6
         ("2:3", 0, 2, [1, 3]),
+        ("7:20", 0, 1, [7, 8]),  # the run ends between the two
         ("9:20", 0, 1, []),
         ("", 0, 1, []),
     ],
