@@ -150,7 +150,10 @@ def main(path: str) -> None:
         sigmas = sampling.get_sigmas_polyexponential(11, 0.03, 15.0, rho).numpy()
         found[f"polyexponential(rho={rho})"] = sigmas[:-1]
     found["exponential()"] = sampling.get_sigmas_exponential(11, 0.03, 15.0).numpy()[:-1]
-    known = importlib.import_module("diffusers.schedulers").AysSchedules
+    schedulers = importlib.import_module("diffusers.schedulers")
+    found["schedulers"] = np.array([n for n in dir(schedulers) if n.endswith("Scheduler")])
+    found["functions"] = np.array([n for n in dir(sampling) if n.startswith("sample_")])
+    known = schedulers.AysSchedules
     for ours, theirs in (("sd15", ""), ("sdxl", "XL"), ("svd", "Video")):
         found[f"align_your_steps(model='{ours}')"] = known[f"StableDiffusion{theirs}Sigmas"]
     np.savez_compressed(path, allow_pickle=False, x=x, draws=draws, sigmas=SIGMAS, **found)

@@ -115,10 +115,10 @@ def _toward(x, x0, t: Level, down: Level):
 @component
 def dpmpp_sde(eta: float = 1.0, r: float = 0.5, schedule: Schedule | None = None) -> Sampler:
     """DPM++ SDE: DPM-Solver++(2S) whose middle is reached by an ancestral step, too, two calls a
-    step (after Lu et al. 2022b, algorithm 1); weakly of order 1.
+    step (after Lu et al. 2022b, algorithm 1); weakly of order 2.
 
     The noise up to the middle and that up to the end are increments of one Brownian motion over u.
-    schedule: as in `dpm_solver_2`.
+    The order is that of the moments of Gaussian data. schedule: as in `dpm_solver_2`.
 
     Args:
       eta: scale of the noise's deviation, from 0, which is DPM-Solver++(2S), to 1.

@@ -1,8 +1,7 @@
 """Names by which other programs know samplers and grids."""
 
-import inspect
-
 import pytest
+from tiny import ROOT
 
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.samplers import SAMPLERS, names
@@ -65,11 +64,12 @@ def test_every_row_of_the_table_is_of_an_entry_and_of_its_arguments():
         assert found is None or found == (name, {}, {})
 
 
-def test_the_peers_names_are_those_of_the_peer():
-    schedulers = pytest.importorskip("diffusers.schedulers")
+def test_the_peers_names_are_those_of_the_peers(reference):
+    peer = reference("samplers.npz")
     for known in names.KNOWN:
-        for name in known.diffusers:
-            assert inspect.isclass(getattr(schedulers, name)), name
+        assert set(known.diffusers) <= set(peer["schedulers"])
+        functions = {name.partition(" with ")[0] for name in known.k_diffusion}
+        assert functions <= set(peer["functions"])
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_of_anyones():
@@ -77,3 +77,11 @@ def test_an_unknown_name_is_answered_with_the_nearest_of_anyones():
     assert near("Euler aa") == "did you mean 'Euler a'?"
     assert near("dimm") == "did you mean 'ddim'?"
     assert near("zzzz").startswith("known: adaptive_ode, ")
+
+
+def test_the_page_has_the_table():
+    page = (ROOT / "docs" / "samplers.md").read_text().split("<!-- names -->")[1]
+    lines = [line.strip("| ").split(" | ") for line in page.split("<!-- end -->")[0].splitlines()]
+    shown = [tuple(cell.strip(" `|") for cell in line) for line in lines if "`" in line[0]]
+    trimmed = [tuple(cell for cell in row if cell) for row in names.rows()]
+    assert [tuple(cell for cell in row if cell) for row in shown] == trimmed
