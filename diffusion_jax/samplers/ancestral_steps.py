@@ -20,9 +20,10 @@ from diffusion_jax.samplers.first_order import ddim
 def _split(t: Level, s: Level, eta: float) -> tuple[Level, jax.Array]:
     """(the level to which the ODE goes, of s's alpha; the deviation of y's noise from there to
     s)."""
-    fresh, u = -jnp.expm1(logsnr_drop(s, t)), s.sigma / s.alpha
-    down = Level(s.t, s.alpha, s.sigma * jnp.sqrt(1.0 - eta**2 * fresh))
-    return down, eta * u * jnp.sqrt(fresh)
+    drop = logsnr_drop(s, t)
+    left = 1.0 - eta**2 + eta**2 * jnp.exp(drop)  # above 0 also where t is all noise
+    down = Level(s.t, s.alpha, s.sigma * jnp.sqrt(left))
+    return down, eta * s.sigma / s.alpha * jnp.sqrt(-jnp.expm1(drop))
 
 
 def _noised(keys, y, s: Level, up, eta: float):
