@@ -9,6 +9,7 @@ the denoiser is exact. Chains end at the last level, before the hop to sigma = 0
 import importlib
 import sys
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -102,13 +103,9 @@ def of_k_diffusion(name: str, x: np.ndarray, draws: np.ndarray) -> np.ndarray:
     elif function not in ("sample_euler", "sample_lms", "sample_dpm_2"):
         given = given | {"noise_sampler": lambda start, end: once()}
     denoise = lambda x, sigma: tensor(clean(x, sigma))
-    plain = torch.randn_like
-    torch.randn_like = once
-    try:
-        start = tensor(x * SIGMAS[0])
+    start = tensor(x * SIGMAS[0])
+    with mock.patch("torch.randn_like", once):
         found = getattr(sampling, function)(denoise, start, tensor(SIGMAS), disable=True, **given)
-    finally:
-        torch.randn_like = plain
     return found.numpy()
 
 
