@@ -4,6 +4,7 @@ the probability-flow ODE of any schedule: LMS, DEIS and PNDM.
 They differ in how eps goes on: as a polynomial in u, as one in log u, or by the coefficients of
 even steps."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -25,13 +26,19 @@ def lagrange(at, lengths: tuple) -> list:
 
     lengths: [...] of the steps between the points, newest first. One of FAR, before the first
     step, makes what lies beyond it vanish."""
-    points, found = [jnp.zeros(1)], []
+    points, found = [jnp.zeros(1, at.dtype)], []
     for length in lengths:
         points.append(points[-1] - length[..., None])
-    for j in range(1, len(points)):
-        others = [p for k, p in enumerate(points) if k != j]
-        found.append(jnp.prod(jnp.stack([(at - p) / (points[j] - p) for p in others]), axis=0))
+    for point in points[1:]:
+        factors = [(at - p) / (point - p) for p in points if p is not point]
+        found.append(math.prod(factors))
     return found
+
+
+def quadrature(h) -> tuple[jax.Array, jax.Array]:
+    """(distances, masses) [..., 8] of the integral over a step h [...] long."""
+    h = h[..., None]
+    return h * jnp.asarray(NODES, h.dtype), h * jnp.asarray(MASSES, h.dtype)
 
 
 def earlier(count: int) -> Callable:
@@ -59,8 +66,8 @@ def _method(order: int, most: int, length: Callable, weight: Callable) -> Sample
         after = q_sample(here.x0, here.eps, s)
         s, t = s.expand(x.ndim), t.expand(x.ndim)
         h = length(s, t)
-        at = h[..., None] * NODES
-        masses = h[..., None] * MASSES * weight(s, t, h[..., None] - at)
+        at, masses = quadrature(h)
+        masses = masses * weight(s, t, h[..., None] - at)
         for eps, polynomial in zip(before, lagrange(at, lengths), strict=True):
             after = after - jnp.sum(masses * polynomial, axis=-1) * (eps - here.eps)
         return after, ((here.eps, *before)[: order - 1], (h, *lengths)[: order - 1])
@@ -127,7 +134,7 @@ def pndm() -> Sampler:
             count == 0, lambda: denoiser(after, s).eps.astype(here.eps.dtype), lambda: here.eps
         )
         change = 0.5 * (ahead - here.eps)
-        weights = jnp.asarray(EVEN)[jnp.minimum(count, 3)].astype(change.dtype)
+        weights = jnp.asarray(EVEN, change.dtype)[jnp.minimum(count, 3)]
         for weight, eps in zip(weights, before, strict=True):
             change = change + weight * (eps - here.eps)
         s, t = s.expand(x.ndim), t.expand(x.ndim)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from diffusion_jax.core import noise
 from diffusion_jax.core.components import component
 from diffusion_jax.core.types import Denoiser, Level, Sampler
-from diffusion_jax.samplers.adams import MASSES, NODES, earlier, lagrange
+from diffusion_jax.samplers.adams import earlier, lagrange, quadrature
 
 
 def _scale(u):
@@ -38,11 +38,10 @@ def er_sde(order: int = 3) -> Sampler:
         u, end = t.sigma / t.alpha, s.sigma / s.alpha
         (g, _), (g_end, _) = _scale(u), _scale(end)
         kept = end / u * g_end / g
-        stretch = jnp.log(u / end)[..., None]
-        places = u[..., None] * jnp.exp(-stretch * NODES)
+        ahead, masses = quadrature(jnp.log(u / end))
+        places = u[..., None] * jnp.exp(-ahead)
         g_there, bent = _scale(places)
-        masses = end[..., None] / places * g_end[..., None] / g_there * (1.0 + bent)
-        masses = stretch * MASSES * masses
+        masses = masses * end[..., None] / places * g_end[..., None] / g_there * (1.0 + bent)
         mean = kept / t.alpha * x + (1.0 - kept) * x0
         for was, polynomial in zip(before, lagrange(u[..., None] - places, lengths), strict=True):
             mean = mean + jnp.sum(masses * polynomial, axis=-1) * (was - x0)
