@@ -53,15 +53,16 @@ def run(sampler, denoiser, grid, index=(0, 1, 2), shape=SHAPE, trajectory=False)
 @pytest.fixture
 def injected(monkeypatch):
     """(sampler, noise [N - 1, B, ...]) -> the sampler whose step i draws noise[i], one draw a step,
-    whatever its keys."""
+    whatever its keys; with more draws a step, noise is [(N - 1) draws, B, ...], in their order."""
 
     jax.clear_caches()  # chains that were compiled with other noise
 
-    def inject(sampler, noise):
+    def inject(sampler, noise, draws=1):
         def step(keys, denoiser, x, state, t, s):
             i, state = state
-            draws = [jnp.asarray(noise)[i]]
-            monkeypatch.setattr("diffusion_jax.core.noise.normal", lambda keys, shape: draws.pop())
+            left = [jnp.asarray(noise)[draws * i + j] for j in reversed(range(draws))]
+            monkeypatch.setattr("diffusion_jax.core.noise.normal", lambda keys, shape: left.pop())
+            monkeypatch.setattr("diffusion_jax.core.noise.fold_in", lambda keys, number: keys)
             x, state = sampler.step(keys, denoiser, x, state, t, s)
             return x, (i + 1, state)
 
@@ -86,15 +87,15 @@ def noise_by_index(monkeypatch):
     jax.clear_caches()
 
 
-def moments(injected, sampler, grid, mean, std):
+def moments(injected, sampler, grid, mean, std, draws=1):
     """Means [N + 1] and deviations [N + 1] of a chain on N(mean, std^2) data; exact, as it is
-    affine in its noise."""
-    num, first = len(grid.t), start(grid)
+    affine in its noise, of so many draws a step."""
+    num, first = 1 + draws * (len(grid.t) - 1), start(grid)
     # the first of N noises makes x_T, the others go to the steps; example 0 has none, example i + 1
     # one unit of noise i
     noise = np.concatenate([np.zeros((1, num)), np.eye(num)])
     x_init = first.alpha * mean + np.sqrt(first.alpha**2 * std**2 + first.sigma**2) * noise[:, :1]
-    noisy = injected(sampler, noise[:, 1:].T[..., None])
+    noisy = injected(sampler, noise[:, 1:].T[..., None], draws)
     chain = lambda x: sample(noisy, gaussian(mean, std), None, x, grid, trajectory=True)
     xs = np.asarray(jax.jit(chain)(x_init)[1].x)[..., 0]
     return xs[:, 0], np.linalg.norm(xs[:, 1:] - xs[:, :1], axis=1)

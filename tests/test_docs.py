@@ -55,7 +55,7 @@ def test_the_sampler_of_contributing_is_held_to_its_order(tmp_path):
     assert failed == [f"{law}[wrong]"]  # its order is measured, not believed
     assert f"{law}[adams_bashforth]" in passed
     assert "test_every_docstring_names_its_source_and_its_order" in passed
-    assert len(passed) > 8
+    assert len(passed) > 6
 
 
 PAGES = [

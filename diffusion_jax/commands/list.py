@@ -19,6 +19,7 @@ from diffusion_jax.runs.registries import REGISTRIES
 from diffusion_jax.runs.registry import RUN_GIVES, Registry, settings
 from diffusion_jax.runs.settings import leaves
 from diffusion_jax.runs.values import Setting, named
+from diffusion_jax.samplers import names
 
 NEEDS = Needs(nothing=True)
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
@@ -50,6 +51,7 @@ def catalog(folder: pathlib.Path) -> str:
         lines += [f"  {name:<18} {summary(entry.__doc__)}" for name, entry in entries.items()]
     lines += ["", f"--config.editing.mask: {', '.join(editing.MASKS)}, or a .png"]
     lines += [f"--device (of plan): {', '.join(hardware.DEVICES)}"]
+    lines += ["", *of_others()]
     lines += ["", "Settings, with their defaults where no experiment says otherwise:"]
     default = Config()
     for leaf in leaves(default):
@@ -72,6 +74,15 @@ def of_registry(registry: Registry) -> Iterator[str]:
             default = RUN_GIVES if setting.own else shown(setting.default)
             text = f".{setting.name}={default}"
             yield f"      {text:<32} {setting.doc}{choices(setting)}"
+
+
+def of_others() -> Iterator[str]:
+    """The names of other programs that config.sampling.sampler takes."""
+    yield "--config.sampling.sampler, the names of k-diffusion; of diffusers; of web interfaces:"
+    for ours, *others in names.rows():
+        yield f"  {ours:<26} {'; '.join(filter(None, others))}"
+    grids = ", ".join(sorted(names.GRIDS))
+    yield f'  and a grid behind, as in "DPM++ 2M Karras": {grids}'
 
 
 def choices(setting: Setting) -> str:

@@ -35,10 +35,14 @@ from diffusion_jax.runs.reconstruct import make_reconstruct
 from diffusion_jax.samplers.cached import cached
 
 # The longest step, as a ratio of sigma / alpha, after which a sampler errs: from there the digits
-# are spoilt.
+# are spoilt. Those that correct Euler's step in sigma / alpha as Heun's do have its bound; with
+# ancestral noise the ODE goes twice as far.
 LONGEST_STEP = {
     "heun": 6.0,
     "edm_churn": 6.0,
+    "restart": 6.0,
+    "dpm2": 6.0,
+    "dpm2_ancestral": 6.0**0.5,
     "dpm_solver_2": 6.0,
     "dpm_solver_3": 6.0,
     "annealed_langevin": 2.8,

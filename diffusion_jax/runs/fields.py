@@ -70,13 +70,19 @@ def group(cls: type, free: bool = False) -> Any:
 
 @dataclass
 class Group:
-    """Fields by name; one that names an entry of a registry takes the name, or `use(name, ...)`."""
+    """Fields by name; one that names an entry of a registry takes the name, or `use(name, ...)`.
+
+    A name of another program sets the fields beside that it names, too, as "DPM++ 2M Karras" the
+    grid: what is set later holds."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = {f.name: f for f in dataclasses.fields(self)}
         if name not in known:
             raise UserError(f"config has no {type(self).__name__}.{name}; {nearest(name, known)}")
         registry = known[name].metadata.get("registry")
+        other = registry.other(value) if registry and isinstance(value, str) else None
         if registry is not None:
             value = (Components if known[name].metadata["many"] else bound)(registry, value)
         object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        for beside, entry in (other.beside if other else {}).items():
+            setattr(self, beside, entry)

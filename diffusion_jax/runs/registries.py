@@ -10,6 +10,7 @@ from diffusion_jax.models.registry import MODELS
 from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.runs.guides import GUIDES
 from diffusion_jax.runs.registry import Registry
+from diffusion_jax.samplers import names
 from diffusion_jax.training.optimizers import OPTIMIZERS
 
 REGISTRIES = {
@@ -26,7 +27,7 @@ REGISTRIES = {
         Registry("diffusion.weighting", weightings.WEIGHTINGS, optional=True),
         Registry("diffusion.timesteps", timesteps.TIMESTEPS),
         Registry("training.optimizer", OPTIMIZERS),
-        Registry("sampling.sampler", samplers.SAMPLERS),
+        Registry("sampling.sampler", samplers.SAMPLERS, resolve=names.resolve, near=names.near),
         Registry("sampling.grid", grids.GRIDS, positional=2),  # the schedule and the steps
         Registry("sampling.guide", GUIDES),
     )

@@ -25,20 +25,28 @@ class Registry(NamedTuple):
     """Names and factories. positional: how many leading arguments the run gives, whatever their
     types.
 
-    optional: whether `none` is a name, too.
+    optional: whether `none` is a name, too. resolve: a name of another program -> its entry, given
+    arguments and what it names of the fields beside, or None. near: (name, ours) -> the end of the
+    message about an unknown name.
     """
 
     path: str  # of the config's field, without `config.`
     entries: Mapping[str, Callable]
     positional: int = 0
     optional: bool = False
+    resolve: Callable[[str], Any] | None = None
+    near: Callable[[str, list[str]], str] = nearest
 
     def factory(self, name: str) -> Callable | None:
         if name == "none" and self.optional:
             return None
         if name not in self.entries:
-            raise UserError(f"config.{self.path} has no {name!r}; {nearest(name, self.names())}")
+            raise UserError(f"config.{self.path} has no {name!r}; {self.near(name, self.names())}")
         return self.entries[name]
+
+    def other(self, name: str) -> Any:
+        """What a name of another program stands for; None for ours and for unknown ones."""
+        return None if name in self.names() or self.resolve is None else self.resolve(name)
 
     def names(self) -> list[str]:
         return [*(["none"] if self.optional else []), *self.entries]
@@ -186,6 +194,8 @@ def bound(registry: Registry, value: Any) -> Component:
         value = Component(value, {})
     if not isinstance(value, Component):
         raise UserError(f"config.{registry.path} must name an entry, not {value!r}")
+    if other := registry.other(value.entry):
+        value = Component(other.entry, {**other.given, **value.given})
     registry.factory(value.entry)
     return Component(value.entry, value.given, registry)
 

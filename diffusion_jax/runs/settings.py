@@ -113,8 +113,10 @@ def owner(config: Config, path: str) -> tuple[Any, str]:
 
 
 def override(config: Config, changes: dict[str, str]) -> None:
-    """Sets settings from words of the command line, {dotted path: text}, names of entries first."""
-    for path in sorted(changes, key=lambda path: path.count(".")):
+    """Sets settings from words of the command line, {dotted path: text}, names of entries first,
+    and of these the ones that may name what is beside them."""
+    others = [path for path, registry in REGISTRIES.items() if registry.resolve is not None]
+    for path in sorted(changes, key=lambda path: (path.count("."), path not in others)):
         holder, name = owner(config, path)
         text = changes[path]
         if isinstance(holder, Component):

@@ -8,7 +8,25 @@ method here whose slope is eps or x0.
 """
 
 from diffusion_jax.core.noise import example_keys, initial_noise, normal
-from diffusion_jax.samplers import edm, first_order, langevin, multistep, singlestep
+from diffusion_jax.samplers import (
+    adams,
+    ancestral_steps,
+    edm,
+    extended,
+    first_order,
+    langevin,
+    multistep,
+    restarts,
+    singlestep,
+)
+from diffusion_jax.samplers.adams import deis, lms, pndm
+from diffusion_jax.samplers.ancestral_steps import (
+    dpm2,
+    dpm2_ancestral,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    euler_ancestral,
+)
 from diffusion_jax.samplers.cached import cached
 from diffusion_jax.samplers.chain import (
     Path,
@@ -21,11 +39,19 @@ from diffusion_jax.samplers.chain import (
     progressive,
     sample,
 )
-from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
+from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, euler_churn, heun, heun_flow
+from diffusion_jax.samplers.extended import er_sde
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
 from diffusion_jax.samplers.half_size import sample_from_half
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
-from diffusion_jax.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
+from diffusion_jax.samplers.multistep import (
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    unipc,
+)
+from diffusion_jax.samplers.restarts import restart
 from diffusion_jax.samplers.singlestep import adaptive_ode, dpm_solver_2, dpm_solver_3
 
 SAMPLERS = {
@@ -33,7 +59,11 @@ SAMPLERS = {
     **edm.SAMPLERS,
     **multistep.SAMPLERS,
     **singlestep.SAMPLERS,
+    **ancestral_steps.SAMPLERS,
+    **adams.SAMPLERS,
     **langevin.SAMPLERS,
+    **extended.SAMPLERS,
+    **restarts.SAMPLERS,
 }
 
 __all__ = [
@@ -47,25 +77,37 @@ __all__ = [
     "begin",
     "cached",
     "ddim",
+    "deis",
+    "dpm2",
+    "dpm2_ancestral",
     "dpm_solver_2",
     "dpm_solver_3",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral",
     "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
     "draws_noise",
     "edm_churn",
+    "er_sde",
     "euler",
+    "euler_ancestral",
+    "euler_churn",
     "euler_maruyama",
     "example_keys",
     "heun",
     "heun_flow",
     "initial_noise",
     "invert",
+    "lms",
     "look",
     "normal",
     "num_steps_for",
+    "pndm",
     "predictor_corrector",
     "progressive",
+    "restart",
     "sample",
     "sample_from_half",
     "unipc",

@@ -1,4 +1,7 @@
-"""Heun's method, of order 2: EDM's algorithms 1 and 2, and the form for rectified flows."""
+"""Heun's method, of order 2: EDM's algorithms 1 and 2, the form for rectified flows, and Euler's in
+place of Heun's."""
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -12,7 +15,13 @@ from diffusion_jax.core.types import Denoiser, Level, Sampler, Schedule, expand
 MAX_GAMMA = 2.0**0.5 - 1.0
 
 
-def _heun_step(denoiser: Denoiser, x, t: Level, s: Level):
+def _euler_step(denoiser: Denoiser, x, t: Level, s: Level):
+    """From t to s, where x0 and eps stay: the step of `euler`."""
+    here = denoiser(x, t)
+    return q_sample(here.x0, here.eps, s)
+
+
+def heun_step(denoiser: Denoiser, x, t: Level, s: Level):
     """From t to s in x / alpha over sigma / alpha, where the slope is eps."""
     first = denoiser(x, t)
     s_, t_ = s.expand(x.ndim), t.expand(x.ndim)
@@ -30,7 +39,7 @@ def heun() -> Sampler:
     `grids.karras`; alpha must not be 0."""
 
     def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
-        return _heun_step(denoiser, x, t, s), state
+        return heun_step(denoiser, x, t, s), state
 
     return Sampler(lambda x, level: (), step)
 
@@ -52,6 +61,51 @@ def heun_flow() -> Sampler:
         return euler + 0.5 * (of_x0 + (s_.sigma - t_.sigma) * (second.eps - first.eps)), state
 
     return Sampler(lambda x, level: (), step)
+
+
+def _share(gamma: float, churn: float | None, grid: Level | None) -> float:
+    """Gamma, or what S_churn makes of it on that grid."""
+    if churn is None:
+        return gamma
+    at_least(0, churn=churn)
+    if grid is None:
+        raise ValueError("churn is divided by the length of the grid: give it, or gamma")
+    return min(churn / len(grid.t), MAX_GAMMA)
+
+
+def _churning(
+    onward: Callable,
+    gamma: float,
+    noise_scale: float,
+    least: float,
+    most: float,
+    schedule: Schedule | None,
+) -> Sampler:
+    """A sampler that raises the level, adding noise, and goes onward(denoiser, x, raised, s) from
+    there. The other arguments are those of `edm_churn`."""
+    if not 0.0 <= gamma <= MAX_GAMMA + 1e-6:
+        raise ValueError(f"gamma must lie in [0, {MAX_GAMMA:.4f}], not {gamma}")
+    above(0, noise_scale=noise_scale)
+    if not 0.0 <= least <= most:
+        raise ValueError(f"least and most must be at least 0 and not fall, not {least} and {most}")
+
+    def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
+        u = t.sigma / t.alpha
+        raised = u * (1.0 + jnp.where((u >= least) & (u <= most), gamma, 0.0))
+        if schedule is None:
+            noisier = Level(t.t, t.alpha, t.alpha * raised)
+        else:
+            top = schedule.level(schedule.t_max)
+            raised = jnp.where(
+                raised * top.alpha < top.sigma, raised, u
+            )  # above the noisiest level there is none
+            noisier = at_logsnr(schedule, -2.0 * jnp.log(raised))
+            noisier = Level(*(jnp.where(raised > u, a, b) for a, b in zip(noisier, t, strict=True)))
+        added = expand(jnp.sqrt((raised - u) * (raised + u)), x.ndim)
+        y = x / t.expand(x.ndim).alpha + noise_scale * added * noise.normal(keys, x.shape[1:])
+        return onward(denoiser, noisier.expand(x.ndim).alpha * y, noisier, s), state
+
+    return Sampler(lambda x, level: (), step, draws_noise=True)
 
 
 @component
@@ -78,36 +132,43 @@ def edm_churn(
       most: the largest sigma / alpha at which noise is added, at least `least`; S_tmax.
       churn: the paper's S_churn, at least 0; with a grid, gamma is min(churn / N, sqrt(2) - 1).
     """
-    if churn is not None:
-        at_least(0, churn=churn)
-        if grid is None:
-            raise ValueError("churn is divided by the length of the grid: give it, or gamma")
+    gamma = _share(gamma, churn, grid)
+    if grid is not None:  # equal gammas are one sampler
+        return edm_churn(gamma, noise_scale, least, most, schedule)
+    return _churning(heun_step, gamma, noise_scale, least, most, schedule)
+
+
+@component
+def euler_churn(
+    gamma: float = 0.1,
+    noise_scale: float = 1.0,
+    least: float = 0.05,
+    most: float = 50.0,
+    schedule: Schedule | None = None,
+    churn: float | None = None,
+    grid: Level | None = None,
+) -> Sampler:
+    """Adds noise as `edm_churn`, then takes an Euler step (Karras et al. 2022, algorithm 2, without
+    its correction), one call a step; of no order.
+
+    schedule, grid: as in `edm_churn`.
+
+    Args:
+      gamma: share by which a step raises sigma / alpha, from 0 to sqrt(2) - 1; at 0 it is `euler`.
+      noise_scale: scale of the added noise, above 0, the paper's S_noise; exact at 1.
+      least: the least sigma / alpha at which noise is added, at least 0; the paper's S_tmin.
+      most: the largest sigma / alpha at which noise is added, at least `least`; S_tmax.
+      churn: the paper's S_churn, at least 0; with a grid, gamma is min(churn / N, sqrt(2) - 1).
+    """
+    gamma = _share(gamma, churn, grid)
     if grid is not None:
-        share = gamma if churn is None else min(churn / len(grid.t), MAX_GAMMA)
-        return edm_churn(share, noise_scale, least, most, schedule)
-    if not 0.0 <= gamma <= MAX_GAMMA + 1e-6:
-        raise ValueError(f"gamma must lie in [0, {MAX_GAMMA:.4f}], not {gamma}")
-    above(0, noise_scale=noise_scale)
-    if not 0.0 <= least <= most:
-        raise ValueError(f"least and most must be at least 0 and not fall, not {least} and {most}")
-
-    def step(keys, denoiser: Denoiser, x, state, t: Level, s: Level):
-        u = t.sigma / t.alpha
-        raised = u * (1.0 + jnp.where((u >= least) & (u <= most), gamma, 0.0))
-        if schedule is None:
-            noisier = Level(t.t, t.alpha, t.alpha * raised)
-        else:
-            top = schedule.level(schedule.t_max)
-            raised = jnp.where(
-                raised * top.alpha < top.sigma, raised, u
-            )  # above the noisiest level there is none
-            noisier = at_logsnr(schedule, -2.0 * jnp.log(raised))
-            noisier = Level(*(jnp.where(raised > u, a, b) for a, b in zip(noisier, t, strict=True)))
-        added = expand(jnp.sqrt((raised - u) * (raised + u)), x.ndim)
-        y = x / t.expand(x.ndim).alpha + noise_scale * added * noise.normal(keys, x.shape[1:])
-        return _heun_step(denoiser, noisier.expand(x.ndim).alpha * y, noisier, s), state
-
-    return Sampler(lambda x, level: (), step, draws_noise=True)
+        return euler_churn(gamma, noise_scale, least, most, schedule)
+    return _churning(_euler_step, gamma, noise_scale, least, most, schedule)
 
 
-SAMPLERS = {"heun": heun, "heun_flow": heun_flow, "edm_churn": edm_churn}
+SAMPLERS = {
+    "heun": heun,
+    "heun_flow": heun_flow,
+    "edm_churn": edm_churn,
+    "euler_churn": euler_churn,
+}

@@ -3,6 +3,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from diffusion_jax.core import grids, schedules
 
@@ -176,10 +177,8 @@ def test_a_truncated_grid_keeps_the_levels_between():
 
 # Grids of any spread
 
-SPREAD = {
-    name: grids.GRIDS[name]
-    for name in ("uniform", "karras", "logsnr", "quadratic", "trailing", "leading", "shifted")
-}
+SPREAD = {name: grids.GRIDS[name] for name in grids.GRIDS if name not in ("respaced", "explicit")}
+WITHOUT_T_MIN = ("trailing", "simple", "sgm_uniform", "beta", "align_your_steps")
 
 
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
@@ -194,7 +193,7 @@ def test_every_grid_falls_from_noisy_to_clean_on_its_schedule(x64, schedule, nam
         np.testing.assert_allclose(a, b, rtol=1e-12)
     if name != "leading":
         np.testing.assert_allclose(grid.t[0], schedule.t_max, rtol=1e-9)
-    if name != "trailing":
+    if name not in WITHOUT_T_MIN:
         np.testing.assert_allclose(grid.t[-1], schedule.t_min, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="at least 1"):
         SPREAD[name](schedule, 0)
@@ -228,6 +227,57 @@ def test_karras_is_the_papers_equation_5(x64):
             ends[0] ** (1 / rho) + i / (num - 1) * (ends[1] ** (1 / rho) - ends[0] ** (1 / rho))
         ) ** rho
         np.testing.assert_allclose(table.sigma / table.alpha, expected, rtol=1e-9)
+
+
+def test_exponential_and_polyexponential_are_k_diffusions(x64, reference):
+    # sigma from 15 to 0.03; the peer computes in float32
+    peer, schedule = reference("samplers.npz"), schedules.edm(0.03, 15.0)
+    np.testing.assert_allclose(
+        grids.exponential(schedule, 11).sigma, peer["exponential()"], rtol=1e-5
+    )
+    for rho in (1.0, 2.0, 7.0):
+        found = grids.polyexponential(schedule, 11, rho).sigma
+        np.testing.assert_allclose(found, peer[f"polyexponential(rho={rho})"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["sd15", "sdxl", "svd"])
+def test_align_your_steps_takes_the_ten_steps_that_diffusers_has(x64, reference, model):
+    peer = reference("samplers.npz")[f"align_your_steps(model='{model}')"]
+    schedule = schedules.edm(0.001, peer[0])
+    grid = grids.align_your_steps(schedule, 10, model)
+    np.testing.assert_allclose(grid.sigma, peer[:-1], rtol=1e-9)
+    assert peer[-1] == 0.0
+    # twice as many: geometric means between neighbours
+    fine = grids.align_your_steps(schedule, 20, model).sigma
+    np.testing.assert_allclose(fine[::2], peer[:-1], rtol=1e-9)
+    np.testing.assert_allclose(fine[1:-1:2], np.sqrt(peer[:-2] * peer[1:-1]), rtol=1e-9)
+
+
+def test_align_your_steps_keeps_to_the_schedules_ends(x64):
+    narrow = grids.align_your_steps(schedules.edm(0.2, 3.0), 7).sigma
+    # between them lie six of the published ones, and seven steps
+    within = [3.0, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399]
+    np.testing.assert_allclose(narrow, within, rtol=1e-9)
+    wide = grids.align_your_steps(schedules.edm(), 10).sigma
+    np.testing.assert_allclose(wide[:3], [80.0, 6.475, 3.861], rtol=1e-9)
+
+
+def test_simple_sgm_uniform_and_beta_are_those_of_the_web_interfaces(x64):
+    schedule = schedules.linear(1000)
+    steps = 7
+    # sigmas[-(1 + int(x * 1000 / steps))]
+    expected = [999 - int(x * (1000 / steps)) for x in range(steps)]
+    np.testing.assert_array_equal(grids.simple(schedule, steps).t, expected)
+    even = np.linspace(999, 0, steps + 1)[:-1]
+    np.testing.assert_allclose(grids.sgm_uniform(schedule, steps).t, even)
+    quantiles = scipy.stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
+    np.testing.assert_allclose(grids.beta(schedule, steps).t, 999 * quantiles)
+    np.testing.assert_allclose(grids.beta(schedule, steps, 1.0, 1.0).t, even)
+    flow = schedules.rectified_flow(t_min=0.2, t_max=1.0)
+    for grid in (grids.simple, grids.sgm_uniform):
+        np.testing.assert_allclose(grid(flow, 4).t, [1, 0.8, 0.6, 0.4])
+    with pytest.raises(ValueError, match="1001 sampling steps"):
+        grids.simple(schedule, 1001)
 
 
 def test_logsnr_is_even_in_the_log_snr(x64):

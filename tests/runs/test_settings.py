@@ -75,6 +75,37 @@ def test_negative_numbers_and_switches_are_words_of_their_own():
     assert given("--config.model.attention_resolutions=").model.attention_resolutions == ()
 
 
+@pytest.mark.parametrize("last", ["sampler", "grid"])
+def test_names_of_other_programs_are_understood_and_stored_as_ours(last):
+    words = ["--config.sampling.sampler=DPM++ 2M SDE Heun Karras", "--config.sampling.steps=7"]
+    config = given(*words)
+    assert config.sampling.sampler == use("dpmpp_2m_sde", variant="heun")
+    assert config.sampling.grid == use("karras")
+    stored = json.loads(to_json(config))["sampling"]
+    assert stored["sampler"] == {"entry": "dpmpp_2m_sde", "variant": "heun", "eta": 1.0}
+    assert stored["grid"]["entry"] == "karras"
+    # a grid of one's own holds, before or behind
+    own = ["--config.sampling.grid=logsnr", "--config.sampling.sampler.eta=0.5"]
+    config = given(*(own + words if last == "sampler" else words + own))
+    assert config.sampling.sampler == use("dpmpp_2m_sde", variant="heun", eta=0.5)
+    assert config.sampling.grid == use("logsnr")
+
+
+def test_names_of_other_programs_in_python():
+    config = Config()
+    config.sampling.sampler = "Euler a"
+    assert (config.sampling.sampler, config.sampling.grid.entry) == (
+        use("euler_ancestral"),
+        "respaced",
+    )
+    config.sampling.sampler = "LMS Karras"
+    assert (config.sampling.sampler.entry, config.sampling.grid.entry) == ("lms", "karras")
+    config.sampling.sampler = use("Euler a", eta=0.5)
+    assert config.sampling.sampler == use("euler_ancestral", eta=0.5)
+    with pytest.raises(UserError, match="has no 'Eler a'; did you mean 'Euler a'"):
+        config.sampling.sampler = "Eler a"
+
+
 def test_python_names_entries_by_a_word_or_by_use():
     config = Config()
     config.model = "mlp"

@@ -1,23 +1,17 @@
-"""Sampling grids: the noise levels that a sampler visits, a Level of arrays [N] from noisy to
-clean.
-
-The last level is the cleanest that the network sees; from there `samplers.sample` returns the
-denoiser's x0."""
+"""Grids spread over t."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from scipy.special import betaincinv
 
 from diffusion_jax.core.schedules.continuous import time_shifted
 from diffusion_jax.core.settings import above, at_least
 from diffusion_jax.core.types import Array, Level, Schedule
 
 
-def _count(schedule: Schedule, num_steps: int | None) -> int:
+def count(schedule: Schedule, num_steps: int | None) -> int:
     """num_steps, or the number of a table's indices where None; ValueError where it cannot be."""
     num_steps = schedule.num_steps if num_steps is None else num_steps
     if num_steps is None:
@@ -36,7 +30,7 @@ def uniform(schedule: Schedule, num_steps: int | None = None) -> Level:
       num_steps: number of levels, at least 1 and at most those of a table; None for all of a
         table's.
     """
-    num_steps = _count(schedule, num_steps)
+    num_steps = count(schedule, num_steps)
     t = np.linspace(schedule.t_max, schedule.t_min, num_steps)
     if schedule.num_steps is not None:
         if num_steps > schedule.num_steps:
@@ -164,7 +158,7 @@ def quadratic(schedule: Schedule, num_steps: int | None = None) -> Level:
       num_steps: number of levels, at least 1 and at most those of a table; None for as many as a
         table has.
     """
-    fraction = np.linspace(1.0, 0.0, _count(schedule, num_steps)) ** 2
+    fraction = np.linspace(1.0, 0.0, count(schedule, num_steps)) ** 2
     return _spread(schedule, fraction, (schedule.t_min, schedule.t_max), whole=False)
 
 
@@ -175,7 +169,7 @@ def trailing(schedule: Schedule, num_steps: int | None = None) -> Level:
       num_steps: number of levels, at least 1 and at most those of a table; None for all of a
         table's.
     """
-    num_steps = _count(schedule, num_steps)
+    num_steps = count(schedule, num_steps)
     # a table has T parts of one index each, so that index T - 1 is the end of the last
     low = -1 if schedule.num_steps is not None else schedule.t_min
     return _spread(schedule, np.arange(num_steps, 0, -1) / num_steps, (low, schedule.t_max))
@@ -189,7 +183,7 @@ def leading(schedule: Schedule, num_steps: int | None = None) -> Level:
       num_steps: number of levels, at least 1 and at most those of a table; None for all of a
         table's.
     """
-    num_steps = _count(schedule, num_steps)
+    num_steps = count(schedule, num_steps)
     high = schedule.num_steps if schedule.num_steps is not None else schedule.t_max
     return _spread(schedule, np.arange(num_steps - 1, -1, -1) / num_steps, (schedule.t_min, high))
 
@@ -204,101 +198,59 @@ def shifted(schedule: Schedule, num_steps: int | None = None, shift: float = 3.0
         the paper's is 3.
     """
     above(0, shift=shift)
-    fraction = time_shifted(np.linspace(1.0, 0.0, _count(schedule, num_steps)), shift)
+    fraction = time_shifted(np.linspace(1.0, 0.0, count(schedule, num_steps)), shift)
     return _spread(schedule, fraction, (schedule.t_min, schedule.t_max), whole=False)
 
 
-def at_logsnr(schedule: Schedule, logsnr: Any) -> Level:
-    """The levels of a schedule at any log-SNR, clipped to its ends; between the indices of a
-    table."""
-    t = jnp.clip(schedule.inverse(logsnr), schedule.t_min, schedule.t_max)
-    return schedule.level(t)
+def _downward(schedule: Schedule, num_steps: int | None) -> np.ndarray:
+    """N, N - 1, ... 1 of N: the noisy ends of equal parts of [0, 1]."""
+    number = count(schedule, num_steps)
+    return np.arange(number, 0, -1) / number
 
 
-def _ends(schedule: Schedule) -> tuple[float, float]:
-    """log-SNR of the noisiest and of the cleanest level."""
-    with jax.ensure_compile_time_eval():  # a grid may be made inside a jitted function
-        low, high = (float(schedule.level(t).logsnr) for t in (schedule.t_max, schedule.t_min))
-    if not np.isfinite(low):
-        raise ValueError("a grid over the log-SNR needs alpha > 0 at the noisiest level")
-    return low, high
-
-
-def karras(schedule: Schedule, num_steps: int | None = None, rho: float = 7.0) -> Level:
-    """(sigma / alpha)^(1 / rho) evenly spread from the noisiest level to the cleanest (Karras et
-    al. 2022, eq. 5).
-
-    Between the indices of a table; `quantized` moves the levels onto them.
+def sgm_uniform(schedule: Schedule, num_steps: int | None = None) -> Level:
+    """t_max and on in equal steps that would end at t_min, which is left out (Stability AI's
+    generative-models); between a table's indices.
 
     Args:
-      num_steps: number of levels, at least 1; None for as many as a table has.
-      rho: the exponent, above 0; the larger, the finer the grid where it is clean.
+      num_steps: number of levels, at least 1 and at most those of a table; None for as many as a
+        table has.
     """
-    num_steps = _count(schedule, num_steps)
-    above(0, rho=rho)
-    low, high = np.exp(-0.5 * np.array(_ends(schedule)) / rho)
-    return at_logsnr(schedule, -2.0 * rho * np.log(np.linspace(low, high, num_steps)))
+    ends = (schedule.t_min, schedule.t_max)
+    return _spread(schedule, _downward(schedule, num_steps), ends, whole=False)
 
 
-def logsnr(schedule: Schedule, num_steps: int | None = None) -> Level:
-    """log-SNR evenly spread from the noisiest level to the cleanest (Lu et al. 2022a).
-
-    Between the indices of a table, as `karras`.
+def simple(schedule: Schedule, num_steps: int | None = None) -> Level:
+    """Of a table the noisiest index of each of N equal parts, counted down from the last and cut to
+    whole ones, as ComfyUI has it: `trailing` but for the rounding; in continuous time `trailing`.
 
     Args:
-      num_steps: number of levels, at least 1; None for as many as a table has.
+      num_steps: number of levels, at least 1 and at most those of a table; None for all of a
+        table's.
     """
-    num_steps = _count(schedule, num_steps)
-    return at_logsnr(schedule, np.linspace(*_ends(schedule), num_steps))
+    total = schedule.num_steps
+    if total is None:
+        return trailing(schedule, num_steps)
+    number = count(schedule, num_steps)
+    if number > total:
+        raise ValueError(f"{number} sampling steps asked of a table of {total}")
+    return schedule.level(total - 1 - np.arange(number) * total // number)
 
 
-def finite(level: Level) -> Level:
-    """The levels with alpha at least sigma / 10^6, so that a rectified flow from t = 1 has a
-    log-SNR."""
-    return Level(level.t, jnp.maximum(level.alpha, 1e-6 * level.sigma), level.sigma)
+def beta(
+    schedule: Schedule, num_steps: int | None = None, alpha: float = 0.6, beta: float = 0.6
+) -> Level:
+    """t at the quantiles 1, ... 2/N, 1/N of a Beta distribution from t_min to t_max, finer at both
+    ends (Lee et al. 2024); between a table's indices, to which ComfyUI rounds.
 
+    diffusers spreads sigma / alpha by these quantiles in place of t.
 
-def between(t: Level, s: Level, fraction: float, schedule: Schedule | None = None) -> Level:
-    """The level at that fraction of the way from t to s, in log-SNR.
-
-    schedule: of the network, which embeds t. Without it alpha, sigma and t are interpolated, the
-    first two geometrically."""
-    mix = lambda a, b: a + fraction * (b - a)
-    if schedule is not None:
-        return at_logsnr(schedule, mix(t.logsnr, s.logsnr))
-    geometric = lambda a, b: jnp.exp(mix(jnp.log(a), jnp.log(b)))
-    return Level(mix(t.t, s.t), geometric(t.alpha, s.alpha), geometric(t.sigma, s.sigma))
-
-
-def quantized(schedule: Schedule, grid: Level) -> Level:
-    """The grid moved to the nearest indices of a table, for networks that know no other t; each
-    index once."""
-    if schedule.num_steps is None:
-        raise ValueError("only a table has indices to move a grid to")
-    return schedule.level(np.unique(np.round(np.asarray(grid.t)).astype(int))[::-1])
-
-
-def truncated(grid: Level, start: float = np.inf, stop: float = -np.inf) -> Level:
-    """The levels of a grid with stop <= t <= start.
-
-    From the data noised to its first level, `samplers.sample` starts in mid-chain; its last level
-    is where a chain stops early, with the x0 predicted there. Raises ValueError where no level is
-    left."""
-    t = np.asarray(grid.t)
-    kept = (t <= start) & (t >= stop)
-    if not kept.any():
-        raise ValueError(f"the grid has no level from t = {start} down to {stop}")
-    return Level(*(np.asarray(a)[kept] for a in grid))
-
-
-GRIDS = {
-    "uniform": uniform,
-    "respaced": respaced,
-    "explicit": explicit,
-    "karras": karras,
-    "logsnr": logsnr,
-    "quadratic": quadratic,
-    "trailing": trailing,
-    "leading": leading,
-    "shifted": shifted,
-}
+    Args:
+      num_steps: number of levels, at least 1 and at most those of a table; None for as many as a
+        table has.
+      alpha: the first shape, above 0; 1 and 1 are `sgm_uniform`.
+      beta: the second shape, above 0.
+    """
+    above(0, alpha=alpha, beta=beta)
+    fraction = betaincinv(alpha, beta, _downward(schedule, num_steps))
+    return _spread(schedule, fraction, (schedule.t_min, schedule.t_max), whole=False)
