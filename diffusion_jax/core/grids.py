@@ -224,6 +224,17 @@ def _ends(schedule: Schedule) -> tuple[float, float]:
     return low, high
 
 
+def noise_range(schedule: Schedule, most: float = math.inf) -> tuple[float, float]:
+    """(the least, the largest) sigma / alpha of a schedule, of which the latter is at most
+    `most`."""
+    with jax.ensure_compile_time_eval():
+        levels = [schedule.level(t) for t in (schedule.t_min, schedule.t_max)]
+        low, high = (float(level.sigma / level.with_signal().alpha) for level in levels)
+    if not low < most:
+        raise ValueError(f"the schedule's cleanest sigma / alpha is {low:.3g}, not below {most:g}")
+    return low, min(high, most)
+
+
 def karras(schedule: Schedule, num_steps: int | None = None, rho: float = 7.0) -> Level:
     """(sigma / alpha)^(1 / rho) evenly spread from the noisiest level to the cleanest (Karras et
     al. 2022, eq. 5).

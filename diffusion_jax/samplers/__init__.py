@@ -8,6 +8,7 @@ method here whose slope is eps or x0.
 """
 
 from diffusion_jax.core.noise import example_keys, initial_noise, normal
+from diffusion_jax.samplers import consistency as consistency_models
 from diffusion_jax.samplers import edm, first_order, langevin, multistep, singlestep
 from diffusion_jax.samplers.cached import cached
 from diffusion_jax.samplers.chain import (
@@ -21,6 +22,7 @@ from diffusion_jax.samplers.chain import (
     progressive,
     sample,
 )
+from diffusion_jax.samplers.consistency import consistency, tcd
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
 from diffusion_jax.samplers.half_size import sample_from_half
@@ -34,6 +36,7 @@ SAMPLERS = {
     **multistep.SAMPLERS,
     **singlestep.SAMPLERS,
     **langevin.SAMPLERS,
+    **consistency_models.SAMPLERS,
 }
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "annealed_langevin",
     "begin",
     "cached",
+    "consistency",
     "ddim",
     "dpm_solver_2",
     "dpm_solver_3",
@@ -68,5 +72,6 @@ __all__ = [
     "progressive",
     "sample",
     "sample_from_half",
+    "tcd",
     "unipc",
 ]
