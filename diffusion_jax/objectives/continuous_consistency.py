@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core.components import component
-from diffusion_jax.core.process import q_sample
 from diffusion_jax.core.schedules.continuous import alpha_of
 from diffusion_jax.core.settings import above, at_least, one_of
 from diffusion_jax.core.types import Denoiser, Level, Schedule, expand
