@@ -2,8 +2,8 @@
 of uniform t.
 
 `lognormal`, `logit_normal`, `shifted` and `karras` are part of their papers' objectives instead:
-their weights are 1. Example number i of a step draws from fold_in(key, i), so that it meets the same t
-whatever the number of devices."""
+their weights are 1. Example number i of a step draws from fold_in(key, i), so that it meets the
+same t whatever the number of devices."""
 
 import math
 
