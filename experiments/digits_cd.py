@@ -3,7 +3,7 @@ the teacher's ODE (Song et al. 2023).
 
 Command:   python main.py --workdir runs/digits_cd --config experiments/digits_cd.py
            (after `make train`, whose runs/digits it starts from)
-Hardware:  a laptop's CPU
+Hardware:  a laptop's CPU; not yet measured
 """
 
 from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Sampling, Training, use

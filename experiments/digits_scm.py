@@ -4,7 +4,7 @@ embeds t smoothly (Lu & Song 2024).
 Command:   python main.py --workdir runs/digits_slow --config experiments/digits.py \
                --config.model.time_scale=0.01
            python main.py --workdir runs/digits_scm --config experiments/digits_scm.py
-Hardware:  a laptop's CPU
+Hardware:  a laptop's CPU; not yet measured
 """
 
 from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Sampling, Training, use
