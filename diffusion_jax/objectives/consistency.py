@@ -70,12 +70,12 @@ def at_ratio(schedule: Schedule, u: Any) -> Level:
 
 
 def neighbours(
-    schedule: Schedule, t: Level, levels: Any, rho: float, most: float
+    schedule: Schedule, t: Level, levels: Any, rho: float, ends: tuple[float, float]
 ) -> tuple[Level, Level, jax.Array]:
     """(the noisier, the cleaner of the two levels that t [B] lies between, whether the latter is
-    the cleanest), of `levels` ones with u^(1 / rho) evenly spread from the schedule's least to its
-    largest, at most `most` (Karras et al. 2022, eq. 5). levels may be traced."""
-    low, high = (u ** (1.0 / rho) for u in noise_range(schedule, most))
+    the cleanest), of `levels` ones with u^(1 / rho) evenly spread between two u (Karras et al.
+    2022, eq. 5). levels may be traced."""
+    low, high = (u ** (1.0 / rho) for u in ends)
     width = (high - low) / (levels - 1.0)
     place = (jnp.exp(-0.5 / rho * t.with_signal().logsnr) - low) / width
     index = jnp.clip(jnp.floor(place), 0.0, levels - 2.0)
@@ -130,13 +130,14 @@ def consistency_distillation(
     one_of(get_args(Target), target=target)
     check_consistent(problem, False)
     distance, null = distances(metric, huber), problem.conditioner.null
+    span = noise_range(problem.schedule, most)
     if guidance and null is None:
         raise ValueError("guidance needs a condition that the teacher was trained without, too")
     step = {"heun": heun, "ddim": ddim}[solver]().step
 
     def loss(params, aux, context, batch):
         x0, eps, drawn, cond = noised(problem, context, batch)
-        t, s, ends = neighbours(problem.schedule, drawn, levels, rho, most)
+        t, s, ends = neighbours(problem.schedule, drawn, levels, rho, span)
         held = jax.lax.stop_gradient(aux["teacher"])
         teacher = denoiser(problem, held, context, cond)
         if guidance and null is not None:
@@ -206,12 +207,12 @@ def consistency_training(
     at_least(first, last=last)
     above(0, rho=rho, most=most)
     check_consistent(problem, True)
-    distance = distances(metric, huber)
+    distance, span = distances(metric, huber), noise_range(problem.schedule, most)
 
     def loss(params, aux, context, batch):
         x0, eps, drawn, cond = noised(problem, context, batch)
         levels = training_levels(context.step, steps, first, last)
-        t, s, ends = neighbours(problem.schedule, drawn, levels, rho, most)
+        t, s, ends = neighbours(problem.schedule, drawn, levels, rho, span)
         x_s = q_sample(x0, eps, s)
         here, there = compared(
             denoiser(problem, params, context, cond),

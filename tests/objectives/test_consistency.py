@@ -30,6 +30,7 @@ NAMES = (*DISCRETE, "continuous_consistency")
 SCHEDULE = schedules.cosine_logsnr(-8.5, 12.0)
 DEVIATION = 0.6
 LEAST = np.exp(-6.0)  # sigma / alpha at t = 0, where f is x / alpha
+ENDS = (LEAST, np.exp(4.25))
 
 
 def points(**more):
@@ -137,7 +138,7 @@ def test_levels_are_the_neighbours_on_karras_grid_and_the_levels_double():
     u = np.asarray(grid.sigma / grid.alpha, np.float64)[::-1]  # ascending
     between = np.sqrt(u[1:] * u[:-1])
     drawn = grids.at_logsnr(SCHEDULE, -2 * np.log(between))
-    t, s, ends = neighbours(SCHEDULE, drawn, 9, 7.0, 80.0)
+    t, s, ends = neighbours(SCHEDULE, drawn, 9, 7.0, ENDS)
     np.testing.assert_allclose(t.sigma / t.alpha, u[1:], rtol=2e-3)
     np.testing.assert_allclose(s.sigma / s.alpha, u[:-1], rtol=2e-3)
     np.testing.assert_array_equal(ends, np.arange(8) == 0)
@@ -148,7 +149,7 @@ def test_levels_are_the_neighbours_on_karras_grid_and_the_levels_double():
 
 def test_drawn_by_karras_every_interval_is_met_as_often():
     t, _ = timesteps.karras(SCHEDULE).sample((), jax.random.key(0), np.arange(8000), 8000)
-    top, _, _ = neighbours(SCHEDULE, SCHEDULE.level(t), 9, 7.0, 80.0)
+    top, _, _ = neighbours(SCHEDULE, SCHEDULE.level(t), 9, 7.0, ENDS)
     counts = np.unique(np.round(np.log(top.sigma / top.alpha), 2), return_counts=True)[1]
     np.testing.assert_allclose(counts, 1000, atol=4 * np.sqrt(1000))
 
