@@ -1,9 +1,9 @@
 """Training-time distributions of t, with weights 1 / (T p(t)) that keep the loss's expectation that
 of uniform t.
 
-`lognormal`, `logit_normal` and `shifted` are part of their papers' objectives instead: their
-weights are 1. Example number i of a step draws from fold_in(key, i), so that it meets the same t
-whatever the number of devices."""
+`lognormal`, `logit_normal`, `shifted` and `karras` are part of their papers' objectives instead:
+their weights are 1. Example number i of a step draws from fold_in(key, i), so that it meets the
+same t whatever the number of devices."""
 
 import math
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core.components import component
+from diffusion_jax.core.grids import noise_range
 from diffusion_jax.core.noise import example_keys, threefry
 from diffusion_jax.core.schedules.continuous import time_shifted
 from diffusion_jax.core.settings import above, at_least, inside
@@ -142,12 +143,12 @@ def _normal_numbers(key, index):
     return jax.vmap(jax.random.normal)(example_keys(key, index))
 
 
-def _unweighted(schedule: Schedule, t_of) -> Timesteps:
-    """t_of(standard normal numbers), clipped to the schedule's range and rounded to a table's
-    indices; weights 1."""
+def _unweighted(schedule: Schedule, t_of, numbers=_normal_numbers) -> Timesteps:
+    """t_of(numbers, normal ones unless others are named), clipped to the schedule's range and
+    rounded to a table's indices; weights 1."""
 
     def sample(state, key, index, total):
-        t = jnp.clip(t_of(_normal_numbers(key, index)), schedule.t_min, schedule.t_max)
+        t = jnp.clip(t_of(numbers(key, index)), schedule.t_min, schedule.t_max)
         t = t if schedule.num_steps is None else jnp.round(t).astype(jnp.int32)
         return t, jnp.ones(index.shape)
 
@@ -208,6 +209,21 @@ def shifted(schedule: Schedule, shift: float = 3.0) -> Timesteps:
     return _stateless(sample)
 
 
+@component
+def karras(schedule: Schedule, rho: float = 7.0, most: float = 80.0) -> Timesteps:
+    """(sigma / alpha)^(1 / rho) uniform, so that every interval of Karras's grid is met as often
+    (Song et al. 2023, algorithm 2); weights 1.
+
+    Args:
+      rho: the exponent, above 0; the larger, the more clean levels.
+      most: the largest sigma / alpha, above 0; at most the schedule's own.
+    """
+    above(0, rho=rho, most=most)
+    low, high = (u ** (1.0 / rho) for u in noise_range(schedule, most))
+    t_of = lambda z: schedule.inverse(-2.0 * rho * jnp.log(low + z * (high - low)))
+    return _unweighted(schedule, t_of, _uniform_numbers)
+
+
 TIMESTEPS = {
     "uniform": uniform,
     "low_discrepancy": low_discrepancy,
@@ -216,9 +232,11 @@ TIMESTEPS = {
     "lognormal": lognormal,
     "logit_normal": logit_normal,
     "shifted": shifted,
+    "karras": karras,
 }
 OBJECTIVES = (
     "lognormal",
     "logit_normal",
     "shifted",
+    "karras",
 )  # weights 1: the objective is the mean over them

@@ -1,6 +1,12 @@
 """Objectives: what is trained."""
 
 from diffusion_jax.objectives.autoencoding import Perceptual, autoencoding
+from diffusion_jax.objectives.consistency import (
+    consistency_distillation,
+    consistency_training,
+    easy_consistency,
+)
+from diffusion_jax.objectives.continuous_consistency import continuous_consistency
 from diffusion_jax.objectives.denoising import denoising, hybrid, vlb
 from diffusion_jax.objectives.objective import (
     Context,
@@ -18,6 +24,10 @@ OBJECTIVES = {
     "hybrid": hybrid,
     "uncertainty": uncertainty,
     "autoencoding": autoencoding,
+    "consistency_distillation": consistency_distillation,
+    "consistency_training": consistency_training,
+    "easy_consistency": easy_consistency,
+    "continuous_consistency": continuous_consistency,
 }
 
 __all__ = [
@@ -27,8 +37,12 @@ __all__ = [
     "Perceptual",
     "Problem",
     "autoencoding",
+    "consistency_distillation",
+    "consistency_training",
+    "continuous_consistency",
     "denoiser",
     "denoising",
+    "easy_consistency",
     "hybrid",
     "noised",
     "uncertainty",

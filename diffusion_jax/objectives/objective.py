@@ -50,7 +50,8 @@ class Objective(NamedTuple):
     they are averaged, such as of a codebook that is not learned by gradient; aux is that before the
     step. reconstruct: (apply_fn, params, x0 [B, *shape]) -> x0, what a run draws, of held-out
     examples, in place of samples. teacher: whether it learns from a trained network: then `init` is
-    given the teacher's params, with which the student starts, too, and aux keeps them.
+    given the teacher's params, with which the student starts, too, and aux keeps them where they
+    are needed later.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]

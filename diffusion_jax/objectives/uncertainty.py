@@ -30,6 +30,26 @@ def log_variance(w, logsnr):
     return fourier(logsnr, len(w)) @ w / math.sqrt(len(w))
 
 
+def first_variance(features: int) -> dict[str, jax.Array]:
+    """The state of `log_variance` before the first step: its weights and Adam's moments."""
+    return {"u": jnp.zeros(features), "moments": jnp.zeros((2, features))}
+
+
+def learned_variance(aux, state, report, learning_rate: float) -> dict[str, jax.Array]:
+    """The state, part of aux, after a step of Adam on error / e^u + u, of the report's errors."""
+
+    def loss(w):
+        u = log_variance(w, report["logsnr"])
+        return jnp.mean(report["weights"] * (report["error"] * jnp.exp(-u) + u))
+
+    g = jax.grad(loss)(aux["u"])
+    m, v = aux["moments"]
+    m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
+    mean, square = m / (1 - B1**state.step), v / (1 - B2**state.step)
+    u = aux["u"] - learning_rate * mean / (jnp.sqrt(square) + EPSILON)
+    return {"u": u, "moments": jnp.stack([m, v])}
+
+
 @component
 def uncertainty(problem: Problem, features: int = 128, learning_rate: float = 0.01) -> Objective:
     """error / e^u + u, the error of `denoising` over what a function u of the noise level, trained
@@ -55,21 +75,10 @@ def uncertainty(problem: Problem, features: int = 128, learning_rate: float = 0.
     timed = with_times(problem.timesteps, on_batch)
 
     def init(key, params):
-        return timed.init(key, params) | {
-            "u": jnp.zeros(features),
-            "moments": jnp.zeros((2, features)),
-        }
+        return timed.init(key, params) | first_variance(features)
 
     def update(aux, state, report):
-        def loss(w):
-            u = log_variance(w, report["logsnr"])
-            return jnp.mean(report["weights"] * (report["error"] * jnp.exp(-u) + u))
-
-        g = jax.grad(loss)(aux["u"])
-        m, v = aux["moments"]
-        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
-        mean, square = m / (1 - B1**state.step), v / (1 - B2**state.step)
-        u = aux["u"] - learning_rate * mean / (jnp.sqrt(square) + EPSILON)
-        return timed.update(aux, state, report) | {"u": u, "moments": jnp.stack([m, v])}
+        learned = learned_variance(aux, state, report, learning_rate)
+        return timed.update(aux, state, report) | learned
 
     return Objective(init, timed.sample, on_batch, update)

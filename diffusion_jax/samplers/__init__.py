@@ -19,6 +19,7 @@ from diffusion_jax.samplers import (
     restarts,
     singlestep,
 )
+from diffusion_jax.samplers import consistency as consistency_models
 from diffusion_jax.samplers.adams import deis, lms, pndm
 from diffusion_jax.samplers.ancestral_steps import (
     dpm2,
@@ -39,6 +40,7 @@ from diffusion_jax.samplers.chain import (
     progressive,
     sample,
 )
+from diffusion_jax.samplers.consistency import consistency, tcd
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, euler_churn, heun, heun_flow
 from diffusion_jax.samplers.extended import er_sde
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
@@ -64,6 +66,7 @@ SAMPLERS = {
     **langevin.SAMPLERS,
     **extended.SAMPLERS,
     **restarts.SAMPLERS,
+    **consistency_models.SAMPLERS,
 }
 
 __all__ = [
@@ -76,6 +79,7 @@ __all__ = [
     "annealed_langevin",
     "begin",
     "cached",
+    "consistency",
     "ddim",
     "deis",
     "dpm2",
@@ -110,5 +114,6 @@ __all__ = [
     "restart",
     "sample",
     "sample_from_half",
+    "tcd",
     "unipc",
 ]

@@ -77,6 +77,8 @@ KNOWN = (
     Known("unipc", {"bh": "bh1"}, (), (), ("uni_pc",)),
     Known("restart", {}, (), (), ("Restart",)),
     Known("er_sde", {}, (), (), ("er_sde",)),
+    Known("consistency", {}, (), ("LCMScheduler", "CMStochasticIterativeScheduler"), ("LCM",)),
+    Known("tcd", {}, (), ("TCDScheduler",), ("TCD",)),
     Known("predictor_corrector", {}, (), ("ScoreSdeVeScheduler",)),
 )
 # What others call grids, and ours. ComfyUI's "normal" and A1111's "Automatic" are even in t

@@ -19,6 +19,7 @@ from tiny import (
 from diffusion_jax.commands import train
 from diffusion_jax.core import noise
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.objectives import OBJECTIVES
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.settings import load, to_json
 from diffusion_jax.training.state import split
@@ -97,6 +98,36 @@ def test_a_run_of_another_network_is_named_with_what_differs(old, tmp_path, from
     assert said.startswith(f"config.training.init={old} is a run of another network (")
     assert "model.width: 64 -> 32; diffusion.prediction: 'eps' -> 'v')" in said
     assert not (tmp_path / "run").exists()
+
+
+# Teachers
+
+
+def student_of(folder, loss, **training):
+    config = mlp_config(eval_every=0, checkpoint_every=1, init=str(folder), **training)
+    config.diffusion.loss = loss
+    return config
+
+
+def test_a_student_keeps_its_teacher_when_it_goes_on(old, tmp_path, no_pictures):
+    teacher = final_state(mlp_config(), old)[0].ema_params
+    for steps in (1, 2):  # the learning rate of the first step is 0
+        config = student_of(old, "continuous_consistency", num_steps=steps)
+        train.train(config, tmp_path / "run")
+    state, _ = final_state(config, tmp_path / "run")
+    assert_equal(state.aux["teacher"], teacher)
+    assert int(state.step) == 2 and np.any(state.aux["u"])
+    leaves = map(jax.tree.leaves, (state.params, teacher))
+    assert any(np.any(mine != theirs) for mine, theirs in zip(*leaves, strict=True))
+
+
+@pytest.mark.parametrize(
+    "loss", [name for name in OBJECTIVES if "consistency" in name and "training" not in name]
+)
+def test_what_learns_from_a_teacher_is_refused_without(tmp_path, loss):
+    with pytest.raises(UserError, match=rf"loss={loss} learns from a trained network: set"):
+        train.train(student_of("", loss), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 # training.freeze

@@ -12,6 +12,7 @@ OBJECTIVES = (
     "lognormal",
     "logit_normal",
     "shifted",
+    "karras",
 )  # their weights are 1: the distribution is the paper's objective
 BINS = 20
 NUM = 4000

@@ -174,8 +174,12 @@ def test_gaussian_data_are_reached_at_the_samplers_order(injected, x64, continuo
 
 
 # At its defaults annealed Langevin lags behind 400 levels of this mixture: the deviations come out
-# a tenth too large.
-@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "annealed_langevin"])
+# a tenth too large. Those of consistency models take x0 for the end of the path, which a mean is
+# not.
+UNLIKE = ("annealed_langevin", "consistency", "tcd")
+
+
+@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name not in UNLIKE])
 def test_stochastic_samplers_reach_the_mixture_each_sample_by_its_own_key(name):
     # a million steps: to compile them better pays, unlike elsewhere in the tests
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})

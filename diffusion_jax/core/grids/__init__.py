@@ -11,6 +11,7 @@ from diffusion_jax.core.grids.ratios import (
     exponential,
     karras,
     logsnr,
+    noise_range,
     polyexponential,
 )
 from diffusion_jax.core.grids.times import (
@@ -57,6 +58,7 @@ __all__ = [
     "karras",
     "leading",
     "logsnr",
+    "noise_range",
     "polyexponential",
     "quadratic",
     "quantized",

@@ -1,5 +1,6 @@
 """Grids spread over sigma / alpha, which are those of any schedule."""
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -25,6 +26,17 @@ def _ends(schedule: Schedule) -> tuple[float, float]:
     if not np.isfinite(low):
         raise ValueError("a grid over the log-SNR needs alpha > 0 at the noisiest level")
     return low, high
+
+
+def noise_range(schedule: Schedule, most: float = math.inf) -> tuple[float, float]:
+    """(the least, the largest) sigma / alpha of a schedule, of which the latter is at most
+    `most`."""
+    with jax.ensure_compile_time_eval():
+        levels = [schedule.level(t) for t in (schedule.t_min, schedule.t_max)]
+        low, high = (float(level.sigma / level.with_signal().alpha) for level in levels)
+    if not low < most:
+        raise ValueError(f"the schedule's cleanest sigma / alpha is {low:.3g}, not below {most:g}")
+    return low, min(high, most)
 
 
 def karras(schedule: Schedule, num_steps: int | None = None, rho: float = 7.0) -> Level:

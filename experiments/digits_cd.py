@@ -1,0 +1,40 @@
+"""One step for the digits by consistency distillation: a student agrees at both ends of a step of
+the teacher's ODE (Song et al. 2023).
+
+Command:   python main.py --workdir runs/digits_cd --config experiments/digits_cd.py
+           (after `make train`, whose runs/digits it starts from)
+Hardware:  a laptop's CPU; not yet measured
+"""
+
+from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Sampling, Training, use
+
+
+def get_config() -> Config:
+    return Config(
+        data=Data(source="digits", shape=(8, 8, 1), num_classes=10),
+        conditioning=use("label", dropout=0.1),
+        model=use(
+            "unet", channels=32, channel_mult=(1, 2), blocks=1, attention_resolutions=(4,), heads=2
+        ),
+        diffusion=Diffusion(
+            schedule="cosine",
+            prediction="v",
+            loss=use("consistency_distillation", levels=18, solver="heun", metric="huber"),
+            timesteps="karras",
+        ),
+        training=Training(
+            init="runs/digits",
+            num_steps=800,
+            batch_size=64,
+            learning_rate=5e-4,
+            decay="cosine",
+            warmup_steps=50,
+            ema_decay=0.99,
+            eval_every=0,
+            sample_every=0,
+            checkpoint_every=200,
+            log_every=20,
+        ),
+        sampling=Sampling(sampler="consistency", grid="trailing", steps="1", num=100),
+        evaluation=Evaluation(features="digits", num=2000, batch_size=500),
+    )
