@@ -2,6 +2,7 @@
 
 from diffusion_jax.objectives.autoencoding import Perceptual, autoencoding
 from diffusion_jax.objectives.denoising import denoising, hybrid, vlb
+from diffusion_jax.objectives.flow_maps import mean_flow, shortcut
 from diffusion_jax.objectives.objective import (
     Context,
     Objective,
@@ -10,6 +11,7 @@ from diffusion_jax.objectives.objective import (
     noised,
     with_times,
 )
+from diffusion_jax.objectives.reflow import reflow
 from diffusion_jax.objectives.uncertainty import uncertainty
 
 OBJECTIVES = {
@@ -18,6 +20,9 @@ OBJECTIVES = {
     "hybrid": hybrid,
     "uncertainty": uncertainty,
     "autoencoding": autoencoding,
+    "mean_flow": mean_flow,
+    "shortcut": shortcut,
+    "reflow": reflow,
 }
 
 __all__ = [
@@ -30,7 +35,10 @@ __all__ = [
     "denoiser",
     "denoising",
     "hybrid",
+    "mean_flow",
     "noised",
+    "reflow",
+    "shortcut",
     "uncertainty",
     "vlb",
     "with_times",

@@ -8,13 +8,14 @@ method here whose slope is eps or x0.
 """
 
 from diffusion_jax.core.noise import example_keys, initial_noise, normal
-from diffusion_jax.samplers import edm, first_order, langevin, multistep, singlestep
+from diffusion_jax.samplers import edm, first_order, flow_maps, langevin, multistep, singlestep
 from diffusion_jax.samplers.cached import cached
 from diffusion_jax.samplers.chain import (
     Path,
     advance,
     begin,
     draws_noise,
+    final,
     invert,
     look,
     num_steps_for,
@@ -23,6 +24,7 @@ from diffusion_jax.samplers.chain import (
 )
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
+from diffusion_jax.samplers.flow_maps import flow_map
 from diffusion_jax.samplers.half_size import sample_from_half
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffusion_jax.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
@@ -34,6 +36,7 @@ SAMPLERS = {
     **multistep.SAMPLERS,
     **singlestep.SAMPLERS,
     **langevin.SAMPLERS,
+    **flow_maps.SAMPLERS,
 }
 
 __all__ = [
@@ -57,6 +60,8 @@ __all__ = [
     "euler",
     "euler_maruyama",
     "example_keys",
+    "final",
+    "flow_map",
     "heun",
     "heun_flow",
     "initial_noise",
