@@ -1,5 +1,5 @@
-"""The digits in one step, from scratch: MeanFlow, a network that is told where a step ends and learns
-the average velocity until there (Geng et al. 2025).
+"""The digits in one step, from scratch: MeanFlow, a network that is told where a step ends and
+learns the average velocity until there (Geng et al. 2025).
 
 Command:   python main.py --workdir runs/digits_mean_flow --config experiments/digits_mean_flow.py
            python main.py sample --workdir runs/digits_mean_flow --config.sampling.steps=1
@@ -25,7 +25,7 @@ def get_config() -> Config:
     training = config.training
     training.num_steps, training.batch_size, training.ema_decay = 20_000, 128, 0.999
     training.eval_every = training.sample_every = training.checkpoint_every = 1000
-    training.log_every, training.steps_per_call = 100, 10
+    training.log_every = 100
     sampling = config.sampling
     sampling.sampler, sampling.grid, sampling.steps = "flow_map", "trailing", "1"
     return config

@@ -44,7 +44,7 @@ def average_velocity(x, t, r, mean, std):
     1 - d(r) / d(t) is left behind, d the deviation."""
     t, r = (a.reshape(-1, 1) for a in (t, r))
     both = deviation(t, std) + deviation(r, std)
-    rate = ((t + r) + std**2 * (t + r - 2)) / both / deviation(t, std)
+    rate = (t + r + std**2 * (t + r - 2)) / both / deviation(t, std)
     return rate * (x - (1 - t) * mean) - mean
 
 
@@ -60,8 +60,10 @@ def exact(params, x, t, cond, dropout_key=None):
     return params["a"] * u + params["b"]
 
 
-def right(mean=0.7, std=0.5):
-    return {"a": jnp.array(1.0), "b": jnp.array(0.0), "mean": jnp.array(mean), "std": jnp.array(std)}
+def right(count, mean=0.7, std=0.5, a=1.0, b=0.0):
+    """Parameters of `exact`, one set an example."""
+    known = {"a": a, "b": b, "mean": mean, "std": std}
+    return {name: np.full((count, 1), value) for name, value in known.items()}
 
 
 def data(count, mean=0.7, std=0.5, size=1):

@@ -1,6 +1,7 @@
 """Denoisers of flow maps, whose networks are told the level that they go to."""
 
 import dataclasses
+from typing import Any
 
 from diffusion_jax.core.types import Denoiser, Level
 from diffusion_jax.denoisers.limits import Clipped, Thresholded
@@ -22,9 +23,10 @@ def going_to(denoiser: Denoiser, level: Level, limits: bool = True) -> Denoiser:
         return denoiser._replace(to=level)
     if isinstance(denoiser, Clipped | Thresholded) and not limits:
         return going_to(denoiser.denoiser, level, limits)
-    inner = {}
-    if hasattr(denoiser, "denoiser"):
-        inner["denoiser"] = going_to(denoiser.denoiser, level, limits)
-    if hasattr(denoiser, "denoisers"):
-        inner["denoisers"] = tuple(going_to(one, level, limits) for one in denoiser.denoisers)
-    return dataclasses.replace(denoiser, **inner) if inner else denoiser
+    inner: dict[str, Any] = {}
+    if (one := getattr(denoiser, "denoiser", None)) is not None:
+        inner["denoiser"] = going_to(one, level, limits)
+    if several := getattr(denoiser, "denoisers", ()):
+        inner["denoisers"] = tuple(going_to(one, level, limits) for one in several)
+    wrapper: Any = denoiser
+    return dataclasses.replace(wrapper, **inner) if inner else denoiser

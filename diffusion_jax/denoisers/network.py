@@ -93,7 +93,9 @@ class NetworkDenoiser:
         # a level is one number, one an example [B] or one a frame [B, F]
         rows = lambda a: jnp.broadcast_to(a, x.shape[: max(1, jnp.ndim(a))])
         batched = Level(*map(rows, level))
-        cond = second_time.told(self.cond, batched if self.to is None else Level(*map(rows, self.to)))
+        cond = second_time.told(
+            self.cond, batched if self.to is None else Level(*map(rows, self.to))
+        )
         x_in, t_in = self.parameterization.inputs(x, batched)
         output, aux = split_output(self.apply_fn(self.params, x_in, t_in, cond), x.shape[-1])
         return with_eps(self.parameterization.x0(output, x, batched), x, batched, aux)

@@ -183,7 +183,9 @@ def check(problem: Problem, name: str) -> None:
         raise ValueError(f"{name} is of straight paths: set config.diffusion.schedule="
                          "rectified_flow")  # fmt: skip
     if problem.weighting is not None:
-        raise ValueError(f"diffusion.weighting is of the denoising and hybrid losses, not of {name}")
+        raise ValueError(
+            f"diffusion.weighting is of the denoising and hybrid losses, not of {name}"
+        )
     if problem.variance == "learned_range":
         raise ValueError(f"{name} trains no learned variance: set config.model.learned_variance="
                          "false")  # fmt: skip

@@ -114,9 +114,7 @@ def method(apply_fn: ApplyFn, name: str) -> Callable[..., Any]:
     return apply_fn.method(name)  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def denoiser(
-    problem: Problem, params: PyTree, context: Context, cond: Cond
-) -> NetworkDenoiser:
+def denoiser(problem: Problem, params: PyTree, context: Context, cond: Cond) -> NetworkDenoiser:
     """The network at these parameters as a denoiser, such as a student, or a teacher at
     `context.ema_params`."""
 
