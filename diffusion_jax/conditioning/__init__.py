@@ -5,6 +5,7 @@ from diffusion_jax.conditioning.conditioner import Conditioner, joined, told_in_
 from diffusion_jax.conditioning.given import given, image, numbers
 from diffusion_jax.conditioning.labels import label
 from diffusion_jax.conditioning.low_resolution import low
+from diffusion_jax.conditioning.second_time import second_time
 from diffusion_jax.conditioning.text import Encoders, text
 from diffusion_jax.conditioning.words import words
 
@@ -17,6 +18,7 @@ CONDITIONERS = {
     "image": image,
     "low": low,
     "given": given,
+    "second_time": second_time,
 }
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "label",
     "low",
     "numbers",
+    "second_time",
     "text",
     "told_in_sampling",
     "words",

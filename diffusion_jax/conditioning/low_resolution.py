@@ -15,12 +15,12 @@ from diffusion_jax.core.components import component
 from diffusion_jax.core.noise import fold_in, normal, threefry
 from diffusion_jax.core.settings import FREE, TRAINING, at_least, check_dropout, inside
 from diffusion_jax.core.types import Array, Kind, Kinds
+from diffusion_jax.core.waves import WAVES, waves
 from diffusion_jax.data.averaging import averaged
 from diffusion_jax.data.spec import Declared
 
 NAME, LEVEL = "low", "low_level"  # of the conditions; the first is a batch's entry, too
 IMAGE = "image"  # the entry that the low image is made of
-WAVES = 8  # frequencies by which the level is told
 METHODS = {"bilinear": "linear", "nearest": "nearest", "bicubic": "cubic"}
 
 
@@ -75,7 +75,7 @@ def low(
         full = (len(values), height, width, channels)
         large = jax.image.resize(values, full, METHODS[resize])
         large = jnp.concatenate([large, jnp.ones((*full[:3], 1))], axis=-1)
-        return {NAME: masked(large, keep), LEVEL: masked(features(level), keep)}
+        return {NAME: masked(large, keep), LEVEL: masked(waves(level), keep)}
 
     def train(keys, batch):
         count = len(batch[IMAGE] if IMAGE in batch else batch[NAME])
@@ -114,12 +114,6 @@ def noised(keys: jax.Array, images: Array, level: Array) -> jax.Array:
     Dhariwal 2021, eq. 17)."""
     angle = 0.5 * jnp.pi * jnp.asarray(level)[:, None, None, None]
     return jnp.cos(angle) * images + jnp.sin(angle) * normal(keys, images.shape[1:])
-
-
-def features(level: Array) -> jax.Array:
-    """Sinusoids [B, 2 WAVES] of levels [B] in [0, 1]: cos(pi k s), then sin(pi k s), k from 1."""
-    angles = jnp.pi * jnp.asarray(level)[:, None] * jnp.arange(1, WAVES + 1)
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def uniform(keys: jax.Array) -> jax.Array:

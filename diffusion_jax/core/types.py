@@ -145,6 +145,7 @@ class Sampler(NamedTuple):
         ..., tuple[Any, PyTree]
     ]  # (keys [B], denoiser, x, state, t, s) -> (x, state); s is the cleaner level
     draws_noise: bool = False  # whether `step` draws noise, and so needs keys
+    last: Callable[[Any], Any] | None = None  # denoiser -> that of the last hop; None for itself
 
 
 class Timesteps(NamedTuple):

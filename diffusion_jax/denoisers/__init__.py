@@ -3,6 +3,7 @@
 A sampler's step receives one and knows nothing of networks, guidance or clipping.
 """
 
+from diffusion_jax.denoisers.flow_maps import going_to
 from diffusion_jax.denoisers.guidance import (
     autoguidance,
     classifier_free,
@@ -25,6 +26,7 @@ __all__ = [
     "clip_x0",
     "combined",
     "dynamic_threshold",
+    "going_to",
     "make_denoiser",
     "split_output",
     "with_eps",

@@ -198,6 +198,8 @@ def _one_network(first: Denoiser, second: Denoiser, batch: int) -> bool:
             for a, b in zip(*map(jax.tree.leaves, (first.params, second.params)), strict=True)
         )
         and form(first.cond) == form(second.cond)
+        and jax.tree.structure(first.to) == jax.tree.structure(second.to)
+        and all(a is b for a, b in zip(first.to or (), second.to or (), strict=True))
         and all(jnp.shape(a)[:1] == (batch,) for a in jax.tree.leaves(first.cond))
     )
 
@@ -221,6 +223,7 @@ def _at_once(members: Sequence[Any], x, level: Level) -> list[Prediction]:
     size, times = x.shape[0], len(members)
     repeated = lambda a: jnp.concatenate([a] * times) if jnp.ndim(a) else a
     cond = jax.tree.map(lambda *a: jnp.concatenate(a), *(member.cond for member in members))
-    every = members[0]._replace(cond=cond)(repeated(x), Level(*map(repeated, level)))
+    to = jax.tree.map(repeated, members[0].to)
+    every = members[0]._replace(cond=cond, to=to)(repeated(x), Level(*map(repeated, level)))
     part = lambda i: jax.tree.map(lambda a: a[i * size : (i + 1) * size], every)
     return [part(i) for i in range(times)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.core import second_time
 from diffusion_jax.core.types import (
     ApplyFn,
     Denoiser,
@@ -79,18 +80,24 @@ class NetworkDenoiser:
     Denoiser.
 
     Of two with the same apply_fn, params and parameterization guidance makes one call. As a pytree
-    its leaves are those of params and cond."""
+    its leaves are those of params, cond and `to`, the level, scalar or [B], that a cond's second
+    time says; None for that of x, where a flow map is an ordinary denoiser."""
 
     apply_fn: ApplyFn = field(metadata=STATIC)
     params: PyTree
     parameterization: Parameterization = field(metadata=STATIC)
     cond: PyTree = None
+    to: Level | None = None
 
     def __call__(self, x, level: Level) -> Prediction:
         # a level is one number, one an example [B] or one a frame [B, F]
-        batched = Level(*(jnp.broadcast_to(a, x.shape[: max(1, jnp.ndim(a))]) for a in level))
+        rows = lambda a: jnp.broadcast_to(a, x.shape[: max(1, jnp.ndim(a))])
+        batched = Level(*map(rows, level))
+        cond = second_time.told(
+            self.cond, batched if self.to is None else Level(*map(rows, self.to))
+        )
         x_in, t_in = self.parameterization.inputs(x, batched)
-        output, aux = split_output(self.apply_fn(self.params, x_in, t_in, self.cond), x.shape[-1])
+        output, aux = split_output(self.apply_fn(self.params, x_in, t_in, cond), x.shape[-1])
         return with_eps(self.parameterization.x0(output, x, batched), x, batched, aux)
 
     def _replace(self, **changes) -> "NetworkDenoiser":

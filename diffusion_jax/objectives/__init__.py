@@ -8,6 +8,7 @@ from diffusion_jax.objectives.consistency import (
 )
 from diffusion_jax.objectives.continuous_consistency import continuous_consistency
 from diffusion_jax.objectives.denoising import denoising, hybrid, vlb
+from diffusion_jax.objectives.flow_maps import mean_flow, shortcut
 from diffusion_jax.objectives.objective import (
     Context,
     Objective,
@@ -16,6 +17,7 @@ from diffusion_jax.objectives.objective import (
     noised,
     with_times,
 )
+from diffusion_jax.objectives.reflow import reflow
 from diffusion_jax.objectives.uncertainty import uncertainty
 
 OBJECTIVES = {
@@ -28,6 +30,9 @@ OBJECTIVES = {
     "consistency_training": consistency_training,
     "easy_consistency": easy_consistency,
     "continuous_consistency": continuous_consistency,
+    "mean_flow": mean_flow,
+    "shortcut": shortcut,
+    "reflow": reflow,
 }
 
 __all__ = [
@@ -44,7 +49,10 @@ __all__ = [
     "denoising",
     "easy_consistency",
     "hybrid",
+    "mean_flow",
     "noised",
+    "reflow",
+    "shortcut",
     "uncertainty",
     "vlb",
     "with_times",

@@ -7,12 +7,12 @@ import jax
 
 from diffusion_jax.codecs import Codec
 from diffusion_jax.conditioning import Conditioner
+from diffusion_jax.core import second_time
 from diffusion_jax.core.noise import fold_in, normal
 from diffusion_jax.core.types import (
     ApplyFn,
     Batch,
     Cond,
-    Denoiser,
     Level,
     Parameterization,
     PyTree,
@@ -20,7 +20,7 @@ from diffusion_jax.core.types import (
     Timesteps,
     Variance,
 )
-from diffusion_jax.denoisers import make_denoiser
+from diffusion_jax.denoisers import NetworkDenoiser, make_denoiser
 
 
 class Context(NamedTuple):
@@ -88,7 +88,8 @@ class Example(NamedTuple):
 def noised(problem: Problem, context: Context, batch: Batch) -> Example:
     """The batch as x0, with noise and levels by the examples' own keys and t.
 
-    Part 0 of an example's randomness is its noise; conditioners and codecs take others.
+    Part 0 of an example's randomness is its noise; conditioners and codecs take others. A second
+    time is that of an ordinary denoiser, the level itself.
     """
     keys = context.keys
     batch, cond = problem.conditioner.train(keys if context.training else None, batch)
@@ -96,7 +97,8 @@ def noised(problem: Problem, context: Context, batch: Batch) -> Example:
     params = () if codec.moments else codec.params  # a program holds no autoencoder: see Codec
     x0 = codec.encode(params, fold_in(keys, 3), batch[problem.entry])
     eps = normal(fold_in(keys, 0), x0.shape[1:])
-    return Example(x0, eps, problem.schedule.level(context.t), cond)
+    level = problem.schedule.level(context.t)
+    return Example(x0, eps, level, second_time.told(cond, level))
 
 
 def network(params: PyTree, context: Context) -> Callable:
@@ -113,7 +115,7 @@ def method(apply_fn: ApplyFn, name: str) -> Callable[..., Any]:
     return apply_fn.method(name)  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def denoiser(problem: Problem, params: PyTree, context: Context, cond: Cond) -> Denoiser:
+def denoiser(problem: Problem, params: PyTree, context: Context, cond: Cond) -> NetworkDenoiser:
     """The network at these parameters as a denoiser, such as a student, or a teacher at
     `context.ema_params`."""
 

@@ -174,8 +174,8 @@ def make_draw_until(
 
     def look(whole, shared):
         (all_params, grid, i), (examples, carry) = whole, shared
-        _, denoiser, _ = chain_of(config, parts, all_params[:2], examples)
-        x0 = samplers.look(denoiser, carry, grid, i)
+        _, denoiser, sampler = chain_of(config, parts, all_params[:2], examples)
+        x0 = samplers.look(samplers.final(sampler, denoiser), carry, grid, i)
         return parts.codec.decode(all_params[2], x0) if decoded else x0
 
     decoder = functools.cache(lambda: place(parts.codec.params) if decoded else ())

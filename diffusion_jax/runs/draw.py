@@ -224,6 +224,9 @@ def make_run_sampler(
     """
     if w is None or parts.guide.every == 1:
         return parts.sampler
+    if parts.sampler.last is not None:
+        raise UserError("flow_map evaluates both branches of guidance in every step: set "
+                        "config.sampling.guide.every=1")  # fmt: skip
     conditional, other = branches(config, parts, params, cond, weak, more)
     w = strength(w, more)
     build = lambda stand_in: combined(config, parts, conditional, stand_in, w)

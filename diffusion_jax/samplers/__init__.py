@@ -14,6 +14,7 @@ from diffusion_jax.samplers import (
     edm,
     extended,
     first_order,
+    flow_maps,
     langevin,
     multistep,
     restarts,
@@ -34,6 +35,7 @@ from diffusion_jax.samplers.chain import (
     advance,
     begin,
     draws_noise,
+    final,
     invert,
     look,
     num_steps_for,
@@ -44,6 +46,7 @@ from diffusion_jax.samplers.consistency import consistency, tcd
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, euler_churn, heun, heun_flow
 from diffusion_jax.samplers.extended import er_sde
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
+from diffusion_jax.samplers.flow_maps import flow_map
 from diffusion_jax.samplers.half_size import sample_from_half
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffusion_jax.samplers.multistep import (
@@ -67,6 +70,7 @@ SAMPLERS = {
     **extended.SAMPLERS,
     **restarts.SAMPLERS,
     **consistency_models.SAMPLERS,
+    **flow_maps.SAMPLERS,
 }
 
 __all__ = [
@@ -100,6 +104,8 @@ __all__ = [
     "euler_churn",
     "euler_maruyama",
     "example_keys",
+    "final",
+    "flow_map",
     "heun",
     "heun_flow",
     "initial_noise",

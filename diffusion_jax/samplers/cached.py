@@ -26,9 +26,12 @@ def cached(
     branch is not evaluated and steps are not counted. `step` leaves its own denoiser aside, so that
     in `sample` the last hop alone sees it: give it build(branch). Not for a branch that fills
     `Prediction.aux`, which is not kept. every = 1 is `sampler` wherever it calls the denoiser once
-    a step. ValueError for every < 1."""
+    a step. ValueError for every < 1 and for `flow_map`, whose branches are told where a step
+    ends."""
     if every < 1:
         raise ValueError(f"a branch is evaluated every 1 or more steps, not every {every}")
+    if sampler.last is not None:
+        raise ValueError("a flow map's branches are evaluated in every step: set every to 1")
 
     def init(x, level: Level):
         return sampler.init(x, level), jnp.zeros_like(x), jnp.int32(0)

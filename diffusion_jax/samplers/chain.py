@@ -100,16 +100,20 @@ def _sample(
     carry, level, step = _start(sampler, denoiser, keys, x_init, grid)
     last = len(grid.t) - 1
 
+    at_last = final(sampler, denoiser)
+
     def body(carry, i):
         if not trajectory:
             return step(carry, i), None
         x, t = carry[0], level(i)
-        here = denoiser(x, t)
+        here = at_last(x, t)
+        if sampler.last is not None:
+            return step(carry, i, t), (x, here.x0)
         known = lambda y, level: here if y is x and level is t else denoiser(y, level)
         return step(carry, i, t, known), (x, here.x0)
 
     (x, _), seen = jax.lax.scan(body, carry, jnp.arange(last))
-    x0 = denoiser(x, level(last)).x0
+    x0 = at_last(x, level(last)).x0
     if seen is None:
         return x0
     return x0, Path(
@@ -148,9 +152,14 @@ def advance(
     return jax.lax.fori_loop(start, stop, lambda i, carry: step(carry, i), carry)
 
 
+def final(sampler: Sampler, denoiser: Denoiser) -> Denoiser:
+    """The denoiser of a chain's last hop, to clean data."""
+    return denoiser if sampler.last is None else sampler.last(denoiser)
+
+
 def look(denoiser: Denoiser, carry: Any, grid: Level, i: Any) -> jax.Array:
-    """The x0 [B, ...] predicted at level number i, in one call; at the last level it is the
-    result of `sample`."""
+    """The x0 [B, ...] predicted at level number i, in one call; with the denoiser that `final`
+    returns, at the last level it is the result of `sample`."""
     _, level, _ = _start(ddim(), denoiser, None, carry[0], grid)
     return denoiser(carry[0], level(i)).x0
 
@@ -175,7 +184,7 @@ def progressive(
     @jax.jit
     def run(carry, start, stop):
         carry = advance(sampler, denoiser, keys, carry, grid, start, stop)
-        return carry, look(denoiser, carry, grid, stop)
+        return carry, look(final(sampler, denoiser), carry, grid, stop)
 
     last, taken = len(grid.t) - 1, 0
     while True:
@@ -193,7 +202,10 @@ def invert(denoiser: Denoiser, x: Array, grid: Level, sampler: Sampler | None = 
 
     `sample` with the same sampler on the same grid comes back to x, the closer the finer the grid.
     grid: levels [N], noisy to clean. sampler: one that takes any two levels, by default `ddim()`
-    (Song et al. 2021, eq. 14). Raises ValueError for one that draws noise."""
+    (Song et al. 2021, eq. 14). Raises ValueError for one that draws noise, and for `flow_map`,
+    which goes to cleaner levels alone."""
+    if sampler is not None and sampler.last is not None:
+        raise ValueError("a flow map goes to cleaner levels alone: invert by ddim or heun_flow")
     backwards = Level(*(jnp.asarray(a)[::-1] for a in grid))
     carry, _, step = _start(ddim() if sampler is None else sampler, denoiser, None, x, backwards)
     return jax.lax.scan(

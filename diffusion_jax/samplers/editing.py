@@ -127,7 +127,7 @@ def repaint(sampler: Sampler, x0: Array, mask: Array, resamples: int = 10) -> Sa
         x, _ = jax.lax.scan(again, x, jnp.arange(resamples - 1))
         return once(fold_in(keys, resamples - 1), x), state
 
-    return Sampler(lambda x, level: (), step, draws_noise=True)
+    return Sampler(lambda x, level: (), step, draws_noise=True, last=sampler.last)
 
 
 def inpaint(
