@@ -2,6 +2,7 @@
 
 from diffusion_jax.objectives.autoencoding import Perceptual, autoencoding
 from diffusion_jax.objectives.denoising import denoising, hybrid, vlb
+from diffusion_jax.objectives.guided import distilled_guidance
 from diffusion_jax.objectives.objective import (
     Context,
     Objective,
@@ -10,6 +11,7 @@ from diffusion_jax.objectives.objective import (
     noised,
     with_times,
 )
+from diffusion_jax.objectives.progressive import progressive
 from diffusion_jax.objectives.uncertainty import uncertainty
 
 OBJECTIVES = {
@@ -18,6 +20,8 @@ OBJECTIVES = {
     "hybrid": hybrid,
     "uncertainty": uncertainty,
     "autoencoding": autoencoding,
+    "progressive": progressive,
+    "distilled_guidance": distilled_guidance,
 }
 
 __all__ = [
@@ -29,8 +33,10 @@ __all__ = [
     "autoencoding",
     "denoiser",
     "denoising",
+    "distilled_guidance",
     "hybrid",
     "noised",
+    "progressive",
     "uncertainty",
     "vlb",
     "with_times",
