@@ -26,6 +26,7 @@ FLAGS = {
     "objective": Flag(HALVING, "what is learnt; all but progressive are one run, DIR itself"),
 }
 NEEDS = Needs(own=True)
+GUIDANCE = "diffusion.loss.guidance"
 MOST = 1024  # steps of the teacher where none are asked for
 
 
@@ -54,14 +55,17 @@ def distill(
     base: Config, workdir: pathlib.Path, teacher: str, counts: list[int], settings: Mapping
 ) -> str:
     """Trains a student of each number of steps, workdir/steps_0512 and so on, each with the one
-    before as its teacher, from where the last call ended; returns what is said at the end.
+    before as its teacher, from where the last call ended; returns what is said at the end. The
+    first teacher alone is guided by diffusion.loss.guidance: the students have learnt it.
 
     Each round is a run like any other. A line says which one begins, or is complete already."""
     folders = [workdir / f"steps_{count:04d}" for count in counts]
-    teachers = [teacher, *map(str, folders)]
+    later = {path: text for path, text in settings.items() if path != GUIDANCE}
     configs = [
-        one_round(base, own, use(HALVING, steps=count), settings, count)
-        for own, count in zip(teachers, counts, strict=False)
+        one_round(
+            base, own, use(HALVING, steps=count), later if own != teacher else settings, count
+        )
+        for own, count in zip([teacher, *map(str, folders)], counts, strict=False)
     ]
     build(configs[-1])  # what cannot be distilled to the end is not begun
     for number, (folder, config) in enumerate(zip(folders, configs, strict=True), 1):
@@ -100,9 +104,11 @@ def rounds(to: int, start: int, teacher: Config) -> list[int]:
 
 def student_of(theirs: Config) -> Config:
     """The config of a teacher's student, without an objective: its data, model, schedule and
-    prediction, and how it was trained, but for a learning rate that falls to 0 without warm-up
-    (Salimans & Ho 2022, section 5)."""
+    prediction, and how it was trained, but without dropout and at a learning rate that falls
+    linearly to 0, without warm-up, as the paper's students are."""
     config = copy(theirs)
+    if "dropout" in config.model.values():
+        config.model.dropout = 0.0
     config.diffusion.weighting, config.diffusion.timesteps = "none", "uniform"
     training = config.training
     training.decay, training.warmup_steps = "linear", 0
