@@ -61,11 +61,10 @@ def distill(
     Each round is a run like any other. A line says which one begins, or is complete already."""
     folders = [workdir / f"steps_{count:04d}" for count in counts]
     later = {path: text for path, text in settings.items() if path != GUIDANCE}
+    said = [settings, *[later] * (len(counts) - 1)]
     configs = [
-        one_round(
-            base, own, use(HALVING, steps=count), later if own != teacher else settings, count
-        )
-        for own, count in zip([teacher, *map(str, folders)], counts, strict=False)
+        one_round(base, own, use(HALVING, steps=count), told, count)
+        for own, count, told in zip([teacher, *map(str, folders[:-1])], counts, said, strict=True)
     ]
     build(configs[-1])  # what cannot be distilled to the end is not begun
     for number, (folder, config) in enumerate(zip(folders, configs, strict=True), 1):

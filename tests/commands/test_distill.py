@@ -67,7 +67,8 @@ def test_each_round_is_a_run_whose_teacher_is_the_one_before(
 ):
     folder, params = teacher
     shutil.copytree(folder, tmp_path / "teacher")
-    command = flags(tmp_path / "run", tmp_path / "teacher", "--to=2", "--from=8", *SMALL)
+    guided = "--config.diffusion.loss.guidance=0.5"
+    command = flags(tmp_path / "run", tmp_path / "teacher", "--to=2", "--from=8", guided, *SMALL)
     main_run(*command)
     said = capsys.readouterr().out
     assert f"round 1 of 2: 4 steps, {tmp_path}/run/steps_0004, from {tmp_path}/teacher" in said
@@ -75,6 +76,8 @@ def test_each_round_is_a_run_whose_teacher_is_the_one_before(
     first, second = (tmp_path / "run" / f"steps_000{n}" for n in (4, 2))
     assert load(first / "config.json").training.init_sha256 == fingerprint(params)
     config = load(second / "config.json")
+    assert load(first / "config.json").diffusion.loss.guidance == 0.5
+    assert config.diffusion.loss.guidance == 0.0  # its teacher has learnt what that does
     ended = final_state(load(first / "config.json"), first)[0]
     assert config.training.init_sha256 == fingerprint(ended.ema_params)
     state = final_state(config, second)[0]
