@@ -24,11 +24,13 @@ from diffusion_jax.interop.files import fingerprint
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import use
 from diffusion_jax.runs.draw import make_generate
+from diffusion_jax.runs.editing import Job
 from diffusion_jax.runs.settings import load, to_json
 from diffusion_jax.training.checkpoint import Checkpoints
 
 SMALL = ("--config.training.num_steps=2", "--config.training.checkpoint_every=1",
          "--config.training.eval_every=0")  # fmt: skip
+AUTOGUIDED = ("--config.sampling.guide=autoguidance", "--config.sampling.guide.weak=runs/weak")
 TOLD = "--config.conditioning=label,guidance_weight"
 
 
@@ -192,6 +194,11 @@ def test_a_student_that_is_told_more_is_its_teacher_at_first(teacher, student, t
     np.testing.assert_allclose(guided[1], plain[1], atol=1e-5)
     assert np.abs(guided - plain)[[0, 2]].max(axis=(1, 2, 3)).min() > 1e-3
 
+    student.sampling.guidance = 2.0  # an edit tells it, too
+    job = Job(student, run.parts, np.ones((8, 8, 1), bool))
+    _, denoiser = job.drawing((params, None), {"label": index})
+    np.testing.assert_array_equal(denoiser.denoiser.cond["guidance_weight"][:, 0], [2.0] * 3)
+
 
 def test_a_teacher_that_has_changed_before_the_first_checkpoint_is_refused(
     student, tmp_path, no_pictures
@@ -228,6 +235,10 @@ def test_a_teacher_that_has_changed_before_the_first_checkpoint_is_refused(
         (("--to=4", "--config.diffusion.prediction=eps"), "a step from pure noise needs a pred"),
         (("--to=4", "--config.conditioning="), "is a run of another network ("),
         (("--to=4", TOLD, "--config.sampling.guidance=9"), "must lie in [0, 4], the weights that"),
+        (
+            ("--to=4", TOLD, *AUTOGUIDED),
+            "config.sampling.guide and negative are of guidance by",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(teacher, tmp_path, words, message):
