@@ -11,7 +11,7 @@ from diffusion_jax.core import grids
 from diffusion_jax.core.components import component
 from diffusion_jax.core.process import q_sample
 from diffusion_jax.core.settings import at_least
-from diffusion_jax.core.types import CLEAN, Denoiser, Level, Schedule
+from diffusion_jax.core.types import CLEAN, Array, Denoiser, Level, Schedule
 from diffusion_jax.likelihood.variational import mean_flat
 from diffusion_jax.objectives.losses import target_factor
 from diffusion_jax.objectives.objective import Objective, Problem, denoiser, noised
@@ -27,7 +27,7 @@ class Hops(NamedTuple):
 
     t: Level
     middle: Level
-    share: jax.Array
+    share: Array
 
 
 def hops(schedule: Schedule, steps: int) -> Hops:

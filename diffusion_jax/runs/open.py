@@ -106,9 +106,9 @@ def filled(params: Any, parts: Parts) -> Any:
     """Parameters of `params_of`, with zeros for those that they lack, so that a vector which the
     other network does not know changes nothing at first."""
     own, like = flatten_dict(params), jax.eval_shape(parts.init_params, jax.random.key(0))
-    lacking = {path: a for path, a in flatten_dict(like).items() if path not in own}
-    zeros = place({path: np.zeros(a.shape, a.dtype) for path, a in lacking.items()})
-    return unflatten_dict(own | zeros) if lacking else params
+    lacking = flatten_dict(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like))
+    zeros = place({path: a for path, a in lacking.items() if path not in own})
+    return unflatten_dict(own | zeros) if zeros else params
 
 
 def first_params(

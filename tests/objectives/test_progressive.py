@@ -247,9 +247,9 @@ def test_a_fixed_weight_guides_the_teacher_of_a_halving():
 
 def test_the_features_of_no_weight_are_zeros_and_a_weight_can_be_read_from_its_own():
     w = np.array([0.0, 0.5, 3.0])
+    np.testing.assert_allclose(weights(features(w)), w)
     found = np.asarray(features(w))
     np.testing.assert_array_equal(found[0], 0)
-    np.testing.assert_allclose(weights(found), w)
     np.testing.assert_allclose(found[1:, 1], np.sin(w[1:]), rtol=1e-5)
     np.testing.assert_allclose(found[1:, -1], 1 - np.cos(w[1:] / 8), rtol=1e-3)
     one = guidance_weight(1.0, 3.0)
