@@ -57,7 +57,7 @@ def _share(t: Level, middle: Level, s: Level) -> np.ndarray:
     return part(middle) / part(t)
 
 
-def target(teacher: Denoiser, z: jax.Array, t: Level, middle: Level, share: jax.Array) -> jax.Array:
+def target(teacher: Denoiser, z: Array, t: Level, middle: Level, share: Array) -> jax.Array:
     """The x0 whose one DDIM step from t ends where the teacher's two end (Salimans & Ho 2022,
     algorithm 2; its appendix G).
 
