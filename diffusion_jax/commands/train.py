@@ -197,7 +197,7 @@ def begin(config: Config, workdir: pathlib.Path) -> tuple[Run, TrainState]:
     evaluate = held_out_loss(config, parts)
     generate = draw.make_generate(config, parts, weak=weak_params(config, parts), decoded=True)
     score = make_score(config, parts) if config.evaluation.every else lambda draw, params: {}
-    first, changed = first_params(config, parts, workdir)
+    config, first, changed = first_params(config, parts, workdir)
     if primary():
         open_workdir(workdir, config)
     wait_for_all("workdir")

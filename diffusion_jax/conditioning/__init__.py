@@ -1,5 +1,6 @@
 """Conditioning: what a network is told beside x and t."""
 
+from diffusion_jax.conditioning import guidance_weight
 from diffusion_jax.conditioning.augment import augmentation
 from diffusion_jax.conditioning.conditioner import Conditioner, joined, told_in_sampling
 from diffusion_jax.conditioning.given import given, image, numbers
@@ -17,6 +18,7 @@ CONDITIONERS = {
     "numbers": numbers,
     "image": image,
     "low": low,
+    "guidance_weight": guidance_weight.guidance_weight,
     "given": given,
     "second_time": second_time,
 }

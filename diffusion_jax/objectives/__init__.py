@@ -9,6 +9,7 @@ from diffusion_jax.objectives.consistency import (
 from diffusion_jax.objectives.continuous_consistency import continuous_consistency
 from diffusion_jax.objectives.denoising import denoising, hybrid, vlb
 from diffusion_jax.objectives.flow_maps import mean_flow, shortcut
+from diffusion_jax.objectives.guided import distilled_guidance
 from diffusion_jax.objectives.objective import (
     Context,
     Objective,
@@ -17,6 +18,7 @@ from diffusion_jax.objectives.objective import (
     noised,
     with_times,
 )
+from diffusion_jax.objectives.progressive import progressive
 from diffusion_jax.objectives.reflow import reflow
 from diffusion_jax.objectives.uncertainty import uncertainty
 
@@ -33,6 +35,8 @@ OBJECTIVES = {
     "mean_flow": mean_flow,
     "shortcut": shortcut,
     "reflow": reflow,
+    "progressive": progressive,
+    "distilled_guidance": distilled_guidance,
 }
 
 __all__ = [
@@ -47,10 +51,12 @@ __all__ = [
     "continuous_consistency",
     "denoiser",
     "denoising",
+    "distilled_guidance",
     "easy_consistency",
     "hybrid",
     "mean_flow",
     "noised",
+    "progressive",
     "reflow",
     "shortcut",
     "uncertainty",

@@ -5,11 +5,12 @@ import re
 import jax
 
 from diffusion_jax.codecs import Codec
+from diffusion_jax.conditioning import guidance_weight
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.latents import Latents
 from diffusion_jax.core.types import PyTree, Schedule, Variance
 from diffusion_jax.runs.config import Config
-from diffusion_jax.runs.registry import make
+from diffusion_jax.runs.registry import make, use
 from diffusion_jax.training.power_ema import exponent
 from diffusion_jax.training.profiling import parse_steps
 from diffusion_jax.training.state import split
@@ -36,7 +37,9 @@ def check_together(config: Config) -> None:
         )
     if config.diffusion.loss.entry == "autoencoding":
         check_reconstructs(config)
-    if sampling.guidance:
+    if guidance_weight.NAME in conditions:
+        check_told_weight(config)
+    elif sampling.guidance:
         check_can_guide(config)
     elif sampling.negative:
         raise UserError("config.sampling.negative needs guidance: config.sampling.guidance is 0")
@@ -136,6 +139,22 @@ def check_reconstructs(config: Config) -> None:
             check_diffuses(config, f"config.sampling.{name} is")
     if sampling.half_until is not None:
         check_diffuses(config, "config.sampling.half_until is")
+
+
+def check_told_weight(config: Config) -> None:
+    """Raises UserError where a network that is told guidance's weight is asked for one that it has
+    not learnt, or for guidance by two calls."""
+    sampling, told = config.sampling, getattr(config.conditioning, guidance_weight.NAME)
+    if sampling.guidance and not told.low <= sampling.guidance <= told.high:
+        raise UserError(
+            f"config.sampling.guidance must lie in [{told.low:g}, {told.high:g}], the weights that "
+            f"this run is told, not {sampling.guidance:g}"
+        )
+    if sampling.negative or sampling.guide != use("classifier_free"):
+        raise UserError(
+            "config.sampling.guide and negative are of guidance by two calls; this run is told its "
+            "weight, config.sampling.guidance"
+        )
 
 
 def check_can_guide(config: Config) -> None:

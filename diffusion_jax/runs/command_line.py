@@ -37,6 +37,7 @@ class Needs(NamedTuple):
     workdir: whether it must be given where --config is. config: whether --config must be given;
     otherwise the workdir's config.json is meant. alone: flags beside which a run is not needed.
     chain: whether --workdir may name several runs, one after the other, with commas between.
+    own: whether the command makes its config itself, and sets in it what the command line says.
     """
 
     workdir: bool = True
@@ -44,6 +45,7 @@ class Needs(NamedTuple):
     nothing: bool = False  # neither of them, nor any other flag
     alone: tuple[str, ...] = ()
     chain: bool = False
+    own: bool = False
 
 
 class Given(NamedTuple):
@@ -52,7 +54,9 @@ class Given(NamedTuple):
     config: where there is none, of a run or by --config, it holds the defaults, and `declared` says
     whether data.shape was given. flags: those of the command's FLAGS, with their defaults. Of a
     chain of runs `chain` has the folders, of which `workdir` is the last, and `settings` what the
-    command line sets, path -> text; `config` is the last run's own, or that of --config.
+    command line sets, path -> text; `config` is the last run's own, or that of --config. A command
+    that makes its config itself has `settings`, too, and `declared` says whether there is a
+    --config.
     """
 
     workdir: pathlib.Path
@@ -172,6 +176,8 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
     stored = folder / "config.json"
     if file:
         config = load(file)
+    elif needs.own:
+        declared = False
     elif needs.config:
         raise UserError(
             "--config is missing: the experiment that is meant, as in --config "
@@ -186,7 +192,7 @@ def parse(argv: list[str], command: types.ModuleType) -> Given:
         )
     else:
         config = load(stored)
-    if chain:
+    if chain or needs.own:
         return Given(folder, config, values, declared, chain, settings)
     override(config, settings)
     return Given(folder, config, values, declared)

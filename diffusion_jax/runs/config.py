@@ -46,7 +46,7 @@ class Diffusion(Group):
 
 def _ends_anywhere(config: Any) -> bool:
     """The last step may change, unless the learning rate depends on it."""
-    return config.training.decay != "cosine"
+    return config.training.decay not in ("cosine", "linear")
 
 
 @dataclass
@@ -54,13 +54,16 @@ class Training(Group):
     num_steps: int = setting(100_000, "optimizer steps", free=_ends_anywhere, least=1)
     batch_size: int = setting(128, "examples a step, over all devices", least=1)
     init: str = setting("", "workdir of a run from whose averaged parameters this one starts")
+    init_sha256: str = setting(
+        "", "SHA-256 of those parameters, which a run records when it begins; empty takes any"
+    )
     optimizer: Any = entry("training.optimizer", "adam", "the optimizer")
     learning_rate: float = setting(1e-4, "peak learning rate", above=0)
     warmup_steps: int = setting(1000, "steps over which the learning rate rises from 0", least=0)
-    decay: Literal["constant", "cosine", "inverse_sqrt"] = setting(
+    decay: Literal["constant", "cosine", "linear", "inverse_sqrt"] = setting(
         "constant",
-        "the learning rate after warm-up: constant, cosine to 0 at the last step, or inverse_sqrt "
-        "of the step",
+        "the learning rate after warm-up: constant, cosine or linear to 0 at the last step, or "
+        "inverse_sqrt of the step",
     )
     decay_after: int = setting(70_000, "of inverse_sqrt: the step at which it begins", least=1)
     clip_norm: float = setting(1.0, "largest global norm of the gradient; 0 does not clip", least=0)

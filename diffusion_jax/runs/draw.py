@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 
 from diffusion_jax import samplers
-from diffusion_jax.conditioning import low_resolution, told_in_sampling
+from diffusion_jax.conditioning import guidance_weight, low_resolution, told_in_sampling
 from diffusion_jax.core import noise
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in, initial_noise
@@ -306,7 +306,11 @@ def make_examples(config: Config, parts: Parts, given: Given | None = None) -> C
         found = {"index": index, "seed": numbers, "asked": asked(index)}
         weight = every(sampling.guidance if w is None else w, np.float32)
         beside = prompts.beside(index) if prompts else {}
-        if weight.any() or beside:
+        if guidance_weight.NAME in parts.conditioner.kinds:
+            if beside:
+                raise UserError("a run that is told guidance's weight takes no weighted texts")
+            found["asked"] |= {guidance_weight.NAME: weight}
+        elif weight.any() or beside:
             found |= {"w": weight, "beside": beside}
         return found
 

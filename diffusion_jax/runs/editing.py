@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.conditioning import low_resolution
+from diffusion_jax.conditioning import guidance_weight, low_resolution
 from diffusion_jax.core.noise import fold_in, initial_noise
 from diffusion_jax.core.types import Denoiser, Level, Sampler
 from diffusion_jax.denoisers import classifier_free
@@ -34,7 +34,11 @@ class Job(NamedTuple):
     def drawing(self, params, asked: dict, keys=None) -> tuple[Sampler, Denoiser]:
         """The sampler and the denoiser of examples, guided as config.sampling says; by their keys
         what they are told at random."""
-        weight, cond = self.config.sampling.guidance or None, told(self.parts, asked, keys)
+        weight: float | None = self.config.sampling.guidance or None
+        if weight and guidance_weight.NAME in self.parts.conditioner.kinds:
+            count = len(jax.tree.leaves(asked)[0])
+            asked, weight = {**asked, guidance_weight.NAME: jnp.full(count, weight)}, None
+        cond = told(self.parts, asked, keys)
         run = (self.config, self.parts, params[0], cond, weight, params[1])
         return make_run_sampler(*run), make_run_denoiser(*run)
 

@@ -45,12 +45,15 @@ def check_kept(config: Config, source: Any = None) -> None:
 
 
 def as_stored(config: Config, workdir: pathlib.Path) -> Config:
-    """The config, with what it leaves open of its codec as the run in the workdir has it."""
-    if config.codec.entry != CODEC or not (workdir / "config.json").is_file():
+    """The config, with what it leaves open of its codec and of what it starts from as the run in
+    the workdir has it."""
+    leaves_open = config.codec.entry == CODEC or config.training.init
+    if not leaves_open or not (workdir / "config.json").is_file():
         return config
-    stored = load(workdir / "config.json")
-    if stored.codec.entry == CODEC:
-        config = copy(config)
+    stored, config = load(workdir / "config.json"), copy(config)
+    if config.training.init == stored.training.init:
+        config.training.init_sha256 = config.training.init_sha256 or stored.training.init_sha256
+    if config.codec.entry == stored.codec.entry == CODEC:
         for name in KEPT:
             if not getattr(config.codec, name):
                 setattr(config.codec, name, getattr(stored.codec, name))

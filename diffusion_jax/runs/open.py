@@ -5,15 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices.parallel import place
+from diffusion_jax.interop.files import fingerprint
 from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, parameters
 from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import advice, make_generate
 from diffusion_jax.runs.latents import as_stored
-from diffusion_jax.runs.settings import differences, load, other_network
+from diffusion_jax.runs.settings import copy, differences, load, other_network
 from diffusion_jax.runs.workdir import workdir_path
 from diffusion_jax.samplers import draws_noise, num_steps_for
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -38,7 +40,7 @@ def check_same(config: Config, workdir: pathlib.Path, only: str) -> None:
     What training took from the data, a range or latents' statistics, becomes that of the run where
     the config leaves it open."""
     stored, own = load(workdir / "config.json"), as_stored(config, workdir)
-    config.codec = own.codec
+    config.codec, config.training.init_sha256 = own.codec, own.training.init_sha256
     mine, theirs = (one.data.source for one in (config, stored))
     if mine.entry == theirs.entry and theirs.values().get("range") and not mine.range:
         mine.range = theirs.range
@@ -67,33 +69,68 @@ def params_of(
 ) -> tuple[Any, list[str]]:
     """(the averaged parameters of another run, whose workdir the field names; what differs).
 
-    UserError, which says the field and what differs, where its parameters have other shapes or,
-    with `same`, where it is a run of another network or of another schedule or prediction.
+    It may lack parameters of vectors that it is not told, which `filled` gives it. UserError, which
+    says the field and what differs, where its parameters have other shapes or, with `same`, where
+    it is a run of another network or of another schedule or prediction.
     """
     workdir = workdir_path(named, f"config.{field}")
     if not (workdir / "config.json").is_file():
         raise UserError(f"config.{field} must be the workdir of a run, but {workdir} holds none")
     other = load(workdir / "config.json")
-    changed, theirs, ours = other_network(other, config), shapes(build(other)), shapes(parts)
+    built, changed = build(other), other_network(other, config)
+    theirs, ours, more = shapes(built), shapes(parts), vectors_beside(parts, built)
     misshaped = [
         f"{name}: {theirs.get(name, 'not there')} -> {ours.get(name, 'not there')}"
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
+        and not (name not in theirs and more & set(name.split("/")))
     ]
+    if more and parts.conditioner.kinds.items() - built.conditioner.kinds.items() == {
+        (name, parts.conditioner.kinds[name]) for name in more
+    }:
+        changed = [line for line in changed if not line.startswith("conditioning: ")]
     if misshaped or (same and changed):
         said = changed or misshaped
         shown = "; ".join(said[:4]) + (f" and {len(said) - 4} more" * (len(said) > 4))
         raise UserError(f"config.{field}={workdir} is a run of another network ({shown})")
-    return restore_params(other, build(other), workdir, ema=True)[0], changed
+    return restore_params(other, built, workdir, ema=True)[0], changed
 
 
-def first_params(config: Config, parts: Parts, workdir: pathlib.Path) -> tuple[Any, list[str]]:
-    """(the averaged parameters of the run training.init, from which a run that has not begun
-    starts, else None; what differs), of a teacher nothing may."""
+def vectors_beside(parts: Parts, other: Parts) -> set[str]:
+    """The conditions of a run that enter its network as vectors and that another is not told."""
+    kinds = parts.conditioner.kinds
+    return {n for n in kinds.keys() - other.conditioner.kinds.keys() if kinds[n].how == "vector"}
+
+
+def filled(params: Any, parts: Parts) -> Any:
+    """Parameters of `params_of`, with zeros for those that they lack, so that a vector which the
+    other network does not know changes nothing at first."""
+    own, like = flatten_dict(params), jax.eval_shape(parts.init_params, jax.random.key(0))
+    lacking = flatten_dict(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like))
+    zeros = place({path: a for path, a in lacking.items() if path not in own})
+    return unflatten_dict(own | zeros) if zeros else params
+
+
+def first_params(
+    config: Config, parts: Parts, workdir: pathlib.Path
+) -> tuple[Config, Any, list[str]]:
+    """(the config with the SHA-256 of what the run starts from, the averaged parameters of the run
+    training.init, from which a run that has not begun starts, else None; what differs), of a
+    teacher nothing may. UserError where the parameters are not those of the SHA-256."""
     named, begun = config.training.init, (workdir / "checkpoints").glob("*")
     if not named or any(path.name.isdigit() for path in begun):
-        return None, []
-    return params_of(config, parts, named, "training.init", same=parts.objective.teacher)
+        return config, None, []
+    of = (named, "training.init", parts.objective.teacher)
+    params, changed = params_of(config, parts, *of)
+    digest, known = fingerprint(jax.device_get(params)), config.training.init_sha256
+    if known and digest != known:
+        raise UserError(
+            f"config.training.init={named} has other parameters now than those that the run began "
+            f"with: their SHA-256 is {digest[:12]}..., not {known[:12]}...; take another --workdir"
+        )
+    config = copy(config)
+    config.training.init_sha256 = digest
+    return config, filled(params, parts), changed
 
 
 def shapes(parts: Parts) -> dict[str, tuple[int, ...]]:
@@ -107,7 +144,7 @@ def weak_params(config: Config, parts: Parts) -> Any:
     """The averaged parameters of the run sampling.guide.weak, None where it is empty."""
     if not parts.guide.weak:
         return None
-    return params_of(config, parts, parts.guide.weak, "sampling.guide.weak")[0]
+    return filled(params_of(config, parts, parts.guide.weak, "sampling.guide.weak")[0], parts)
 
 
 def open_run(config: Config, workdir: pathlib.Path, only: str) -> TrainedRun:

@@ -75,13 +75,15 @@ def scheduled(
     decay: str = "constant",
     decay_after: int = 70_000,
 ) -> Callable:
-    """step -> learning rate: rising from 0 over the warm-up, then constant, by a cosine to 0, or
-    from the step `decay_after` on by the inverse square root of the step (Karras et al. 2024, eq.
-    67)."""
+    """step -> learning rate: rising from 0 over the warm-up, then constant, by a cosine or linearly
+    to 0 at the last step, or from the step `decay_after` on by the inverse square root of the step
+    (Karras et al. 2024, eq. 67)."""
     if decay == "constant":
         after = optax.constant_schedule(learning_rate)
     elif decay == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1))
+    elif decay == "linear":
+        after = optax.linear_schedule(learning_rate, 0.0, max(num_steps - warmup_steps, 1))
     else:
         after = inverse_sqrt(learning_rate, decay_after, warmup_steps)
     if warmup_steps == 0:
