@@ -40,7 +40,7 @@ from diffusion_jax.evaluation import features, frechet  # noqa: E402
 from diffusion_jax.evaluation.extract import key  # noqa: E402
 from diffusion_jax.interop.files import fingerprint  # noqa: E402
 from diffusion_jax.runs.build import build, make_grid  # noqa: E402
-from diffusion_jax.runs.config import Config  # noqa: E402
+from diffusion_jax.runs.config import Config, Sampling  # noqa: E402
 from diffusion_jax.runs.draw import chain_of, labels, make_examples  # noqa: E402
 from diffusion_jax.runs.folders import decoded  # noqa: E402
 from diffusion_jax.runs.open import restore_params  # noqa: E402
@@ -113,7 +113,9 @@ class Judge:
     def samples(self, drawer: Drawer, steps: str, seed: int) -> np.ndarray:
         """x0 [num, ...]."""
         config = drawer.settings(steps, seed)
-        how = {"network": drawer.fingerprint, "sampling": how_sampled(as_values(config.sampling))}
+        values, usual = as_values(config.sampling), as_values(Sampling())
+        asked = {name: value for name, value in values.items() if value != usual[name]}
+        how = {"network": drawer.fingerprint, "sampling": how_sampled(asked)}
         path = self.folder / f"{key(how | {'num': self.num})}.npy"
         if not path.is_file():
             partial = path.with_suffix(f".{drawer.step}.partial.npy")
