@@ -11,14 +11,16 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import write_text
-from diffusion_jax.core.types import ApplyFn
+from diffusion_jax.devices import flops
 from diffusion_jax.evaluation import features, references
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
+from diffusion_jax.models.reuse import Reuse
 from diffusion_jax.runs.build import Parts, make_grid, make_sampler
 from diffusion_jax.runs.checks import check_diffuses
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import labels, make_generate
+from diffusion_jax.runs.network import Network
 from diffusion_jax.runs.open import TrainedRun, manner, open_run
 from diffusion_jax.runs.score import identity, sampled
 from diffusion_jax.runs.settings import copy, override
@@ -54,9 +56,10 @@ def points_of(
 ) -> list[Point]:
     """A run's points, opened once.
 
-    samplers: `own`, NAME or NAME:GRID. Without a grid it is the run's own, and the trailing one in
-    place of a respaced one, whose single step would be the cleanest. An explicit grid keeps its
-    steps. Raises UserError for what cannot be drawn, before anything is."""
+    samplers: `own`, NAME or NAME:GRID. Without a grid it is the run's own; in place of a respaced
+    one, whose single step would be the cleanest, it is the trailing one, but for `own` with the
+    run's own number of steps. An explicit grid keeps its steps. Raises UserError for what cannot be
+    drawn, before anything is."""
     check_diffuses(config, "compare is")
     config.sampling.tolerance = 0.0
     run, found = open_run(config, workdir, ONLY), {}
@@ -67,11 +70,13 @@ def points_of(
             override(own, {"sampling.sampler": sampler})
             if grid:
                 override(own, {"sampling.grid": grid})
-        if own.sampling.grid.entry == "respaced":
-            override(own, {"sampling.grid": "trailing"})
         counts = [""] if own.sampling.grid.entry == "explicit" else map(str, steps)
         for count in counts:
             one = copy(own)
+            if one.sampling.grid.entry == "respaced" and (
+                word != OWN or count != config.sampling.steps
+            ):
+                one.sampling.grid = "trailing"
             one.sampling.steps = count or own.sampling.steps
             point = Point(name, workdir, one, run._replace(parts=drawing(one, run.parts)))
             found[(*point.line, one.sampling.steps)] = point
@@ -88,16 +93,30 @@ def drawing(config: Config, parts: Parts) -> Parts:
     return parts._replace(grid=grid, sampler=sampler)
 
 
-def counted(apply_fn: ApplyFn) -> tuple[ApplyFn, list[int]]:
-    """(the network, a list that grows by the number of its examples at each call at run time)."""
-    rows: list[int] = []
+class Counting:
+    """A network that counts, at run time, the examples of its calls in `rows`; one that uses deep
+    features again counts as its share of the FLOPs."""
 
-    def counting(params, x, *rest, **named):
-        size = x.shape[0]
-        jax.debug.callback(lambda: rows.append(size))
-        return apply_fn(params, x, *rest, **named)
+    def __init__(self, network: Network):
+        self.network, self.rows = network, []
+        self.can_reuse = getattr(network, "can_reuse", False)
 
-    return counting, rows
+    def count(self, x, share: float = 1.0) -> None:
+        size = share * x.shape[0]
+        jax.debug.callback(lambda: self.rows.append(size))
+
+    def __call__(self, params, x, *rest, **named):
+        self.count(x)
+        return self.network(params, x, *rest, **named)
+
+    def reusing(self, params, x, t, cond, reuse: Reuse):
+        def cost(reuse: Reuse) -> float:
+            call = lambda x: self.network.reusing(params, x, t, cond, reuse)
+            return flops.count(jax.make_jaxpr(call)(x)).flops
+
+        share = 1.0 if reuse.deep is None else cost(reuse) / cost(reuse._replace(deep=None))
+        self.count(x, share)
+        return self.network.reusing(params, x, t, cond, reuse)
 
 
 def measure(
@@ -146,8 +165,8 @@ def measure(
 def counting_draw(config: Config, run: TrainedRun) -> tuple[Callable, Callable[[], float | None]]:
     """(numbers [b] -> samples uint8 [b, H, W, C], () -> calls of the network for a sample of all
     that were drawn, None where none was). A call for a batch of twice as many counts as two."""
-    apply_fn, rows = counted(run.parts.apply_fn)
-    parts, drawn = run.parts._replace(apply_fn=apply_fn), []
+    network, drawn = Counting(run.parts.apply_fn), []
+    parts = run.parts._replace(apply_fn=network)  # pyright: ignore[reportArgumentType]
     generate = sampled(make_generate(config, parts, weak=run.weak, decoded=True), run.params)
 
     def draw(index: np.ndarray) -> np.ndarray:
@@ -157,7 +176,7 @@ def counting_draw(config: Config, run: TrainedRun) -> tuple[Callable, Callable[[
 
     def calls() -> float | None:
         jax.effects_barrier()
-        return sum(rows) / sum(drawn) if drawn else None
+        return sum(network.rows) / sum(drawn) if drawn else None
 
     return draw, calls
 

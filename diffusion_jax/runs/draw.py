@@ -32,6 +32,7 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.half_size import check_whole, half_size
 from diffusion_jax.runs.prompts import TEXT, Composed, Prompts, composed
 from diffusion_jax.runs.reconstruct import make_reconstruct
+from diffusion_jax.runs.reuse import reusing_sampler
 from diffusion_jax.samplers.cached import cached
 
 # The longest step, as a ratio of sigma / alpha, after which a sampler errs: from there the digits
@@ -214,10 +215,13 @@ def make_run_sampler(
     more: Composed | None = None,
 ) -> Sampler:
     """The run's sampler; with guidance, one that evaluates the other branch every guide.every
-    steps.
+    steps, or one that computes deep features every sampling.cache_every steps.
 
     The arguments are those of `make_run_denoiser`, whose result is the denoiser of the last hop.
     """
+    if config.sampling.cache_every > 1:
+        of = lambda parts: make_run_denoiser(config, parts, params, cond, w, weak, more)
+        return reusing_sampler(config, parts, of)
     if w is None or parts.guide.every == 1:
         return parts.sampler
     conditional, other = branches(config, parts, params, cond, weak, more)

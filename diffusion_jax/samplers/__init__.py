@@ -21,11 +21,14 @@ from diffusion_jax.samplers.chain import (
     progressive,
     sample,
 )
+from diffusion_jax.samplers.chosen import best_levels, local_errors
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, heun, heun_flow
 from diffusion_jax.samplers.first_order import ancestral, ddim, euler, euler_maruyama
 from diffusion_jax.samplers.half_size import sample_from_half
 from diffusion_jax.samplers.langevin import annealed_langevin, predictor_corrector
 from diffusion_jax.samplers.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
+from diffusion_jax.samplers.parallel import Picard, picard
+from diffusion_jax.samplers.reused import reused
 from diffusion_jax.samplers.singlestep import adaptive_ode, dpm_solver_2, dpm_solver_3
 
 SAMPLERS = {
@@ -40,11 +43,13 @@ __all__ = [
     "MAX_GAMMA",
     "SAMPLERS",
     "Path",
+    "Picard",
     "adaptive_ode",
     "advance",
     "ancestral",
     "annealed_langevin",
     "begin",
+    "best_levels",
     "cached",
     "ddim",
     "dpm_solver_2",
@@ -61,11 +66,14 @@ __all__ = [
     "heun_flow",
     "initial_noise",
     "invert",
+    "local_errors",
     "look",
     "normal",
     "num_steps_for",
+    "picard",
     "predictor_corrector",
     "progressive",
+    "reused",
     "sample",
     "sample_from_half",
     "unipc",

@@ -1,0 +1,96 @@
+"""Deep features that are used again: what a plain network gives whose inner module is replaced."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.core.types import Shape
+from diffusion_jax.models.dit import dit
+from diffusion_jax.models.reuse import Reuse
+from diffusion_jax.models.unet import UNet
+
+SMALL = UNet(out_channels=1, channels=16, channel_mult=(1, 2), blocks=1, attention_factors=())
+DIT = dit(Shape((8, 8, 1)), {}, width=16, depth=4, heads=2, patch=4)
+X, OTHER = np.random.default_rng(0).standard_normal((2, 2, 8, 8, 1)).astype(np.float32)
+T = np.array([1.0, 500.0], np.float32)
+
+
+def random_params(model):
+    """Parameters none of which is zero."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), X, T)["params"])
+    draw = lambda a: rng.standard_normal(a.shape, np.float32) / max(1, np.prod(a.shape[:-1])) ** 0.5
+    return jax.tree.map(lambda a: draw(a).astype(np.float32), shapes)
+
+
+def apply(model, params, x, t, reuse=None):
+    return jax.jit(lambda params, x, t, deep: model.apply(
+        {"params": params}, x, t,
+        reuse=None if reuse is None else reuse._replace(deep=deep),
+    ))(params, x, t, None if reuse is None else reuse.deep)  # fmt: skip
+
+
+def replaced(model, params, x, t, change):
+    """The plain network, change(name, input, output) in place of its modules' outputs."""
+
+    def interceptor(call, arguments, named, context):
+        output = call(*arguments, **named)
+        name = "/".join(context.module.path)
+        return change(name, arguments[0], output) if context.method_name == "__call__" else output
+
+    def run(params, x, t):
+        with nn.intercept_methods(interceptor):
+            return model.apply({"params": params}, x, t)
+
+    return jax.jit(run)(params, x, t)
+
+
+@pytest.mark.parametrize(("blocks", "before"), [(0, "up0_block0"), (1, "up1_resample")])
+def test_the_unets_deep_features_are_what_enters_the_last_blocks(blocks, before):
+    params = random_params(SMALL)
+    whole, deep = apply(SMALL, params, X, T, Reuse(blocks))
+    seen = {}
+
+    def spy(name, given, output):
+        seen.setdefault(name, output)
+        return output
+
+    plain = SMALL.apply({"params": params}, X, T)
+    with nn.intercept_methods(lambda call, a, k, context: spy(
+        "/".join(context.module.path), a[0] if a else None, call(*a, **k))):  # fmt: skip
+        SMALL.apply({"params": params}, X, T)
+    np.testing.assert_allclose(whole, plain, atol=2e-5)
+    np.testing.assert_allclose(deep, seen[before], atol=2e-5)
+
+    # at another x and t, where the module before gives what it gave
+    again, same = apply(SMALL, params, OTHER, T + 7, Reuse(blocks, deep))
+    keep = lambda name, given, output: deep if name == before else output
+    expected = replaced(SMALL, params, OTHER, T + 7, keep)
+    np.testing.assert_allclose(again, expected, atol=2e-5)
+    np.testing.assert_array_equal(same, deep)
+    assert abs(np.asarray(again - whole)).max() > 0.01
+
+
+def test_a_transformer_keeps_what_its_middle_blocks_add():
+    model = DIT
+    params = random_params(model)
+    whole, deep = apply(model, params, X, T, Reuse(1))
+    np.testing.assert_allclose(whole, apply(model, params, X, T), atol=2e-5)
+    entered = []
+
+    def add(name, given, output):
+        if name == "block1":
+            entered.append(given)
+        return entered[-1] + deep if name == "block2" else output
+
+    again, _ = apply(model, params, OTHER, T + 7, Reuse(1, deep))
+    np.testing.assert_allclose(again, replaced(model, params, OTHER, T + 7, add), atol=2e-5)
+    assert abs(np.asarray(again - whole)).max() > 0.01
+
+
+@pytest.mark.parametrize("model", [SMALL, DIT])
+def test_more_blocks_than_there_are_are_refused(model):
+    params = random_params(model)
+    with pytest.raises(ValueError, match="blocks must be at most 1 of this network, not 2"):
+        jax.eval_shape(lambda: model.apply({"params": params}, X, T, reuse=Reuse(2)))
