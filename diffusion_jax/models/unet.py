@@ -172,11 +172,12 @@ class UNet(nn.Module):
             return context_class(heads, self.dtype, name=f"{name}_context")(h, *context)
 
         # the number of the first level's block on the way up that the deep features enter
-        entry, reused = -1, reuse is not None and reuse.deep is not None
+        entry, given = -1, None if reuse is None else reuse.deep
+        reused, deep = given is not None, None
         if reuse is not None:
             check_blocks(reuse.blocks, self.blocks)
             entry = self.blocks - reuse.blocks
-        last, deep = len(self.channel_mult) - 1, None
+        last = len(self.channel_mult) - 1
         h = Conv(self.channels, 3, self.dtype, name="conv_in")(x)
         skips = [h]
         for i, multiplier in enumerate(self.channel_mult[: 1 if reused else None]):
@@ -202,7 +203,7 @@ class UNet(nn.Module):
                 if reused and (i > 0 or j < entry):
                     continue
                 if i == 0 and j == entry:
-                    h = deep = reuse.deep if reused else h
+                    deep = h = h if given is None else given
                 h = res_block(
                     jnp.concatenate([h, skips.pop()], axis=-1),
                     multiplier * self.channels,

@@ -34,16 +34,15 @@ def picard(
     sigma, so x is a sum, and where no x0 changes any more it is the serial chain's. The window
     moves on past the levels whose x changed by at most the tolerance, at least by one: with
     tolerance 0 the result is `sample(ddim(), ...)` but for rounding, in at most as many iterations
-    as levels.
-    It pays where one call of window x batch takes less time than `window` calls of the batch: on
-    devices that a batch does not fill, or on several.
+    as levels. It pays where one call of window x batch takes less time than `window` calls of the
+    batch: on accelerators that a batch does not fill, or on several.
 
     denoiser: of B examples, without a state. x_init: [B, ...], at the first level. grid: levels
     [N], noisy to clean. tolerance: root mean square over an example, x in units of its deviation,
-    sqrt(alpha^2 + sigma^2); the largest of the batch counts. spread: applied to the x [window, B,
-    ...] of a call, to lay them out over devices."""
+    sqrt(alpha^2 + sigma^2); the largest of the batch counts; it may be traced. spread: applied to
+    the x [window, B, ...] of a call, to lay them out over several accelerators."""
     above(0, window=window)
-    if tolerance < 0:
+    if isinstance(tolerance, (int, float)) and tolerance < 0:
         raise ValueError(f"tolerance must be at least 0, not {tolerance}")
     x_init = jnp.asarray(x_init)
     x_init = x_init.astype(jnp.promote_types(x_init.dtype, jnp.float32))

@@ -1,20 +1,22 @@
 """Deep features that are used again: what a plain network gives whose inner module is replaced."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.core.types import Shape
+from diffusion_jax.core.types import Kinds, Shape
 from diffusion_jax.models.dit import dit
 from diffusion_jax.models.reuse import Reuse
 from diffusion_jax.models.unet import UNet
 
 SMALL = UNet(out_channels=1, channels=16, channel_mult=(1, 2), blocks=1, attention_factors=())
-DIT = dit(Shape((8, 8, 1)), {}, width=16, depth=4, heads=2, patch=4)
+DIT = dit(Shape((8, 8, 1)), Kinds(), width=16, depth=4, heads=2, patch=4)
 X, OTHER = np.random.default_rng(0).standard_normal((2, 2, 8, 8, 1)).astype(np.float32)
 T = np.array([1.0, 500.0], np.float32)
-NEAR = {"rtol": 1e-4, "atol": 2e-4}  # of values of about 5
+near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-4)  # values of about 5
 
 
 def random_params(model):
@@ -58,14 +60,14 @@ def test_the_unets_deep_features_are_what_enters_the_last_blocks(blocks, before)
     params = random_params(SMALL)
     whole, deep = apply(SMALL, params, X, T, Reuse(blocks))
     plain, entered = seen(SMALL, params, X, T, before)
-    np.testing.assert_allclose(whole, plain, **NEAR)
-    np.testing.assert_allclose(deep, entered, **NEAR)
+    near(whole, plain)
+    near(deep, entered)
 
     # at another x and t, where the module before gives what it gave
     again, same = apply(SMALL, params, OTHER, T + 7, Reuse(blocks, deep))
     keep = lambda name, given, output: deep if name == before else output
     expected, _ = seen(SMALL, params, OTHER, T + 7, before, keep)
-    np.testing.assert_allclose(again, expected, **NEAR)
+    near(again, expected)
     np.testing.assert_array_equal(same, deep)
     assert abs(np.asarray(again - whole)).max() > 0.01
 
@@ -74,7 +76,7 @@ def test_a_transformer_keeps_what_its_middle_blocks_add():
     model = DIT
     params = random_params(model)
     whole, deep = apply(model, params, X, T, Reuse(1))
-    np.testing.assert_allclose(whole, apply(model, params, X, T), **NEAR)
+    near(whole, apply(model, params, X, T))
     entered = []
 
     def add(name, given, output):
@@ -84,7 +86,7 @@ def test_a_transformer_keeps_what_its_middle_blocks_add():
 
     again, _ = apply(model, params, OTHER, T + 7, Reuse(1, deep))
     expected, _ = seen(model, params, OTHER, T + 7, "block2", add)
-    np.testing.assert_allclose(again, expected, **NEAR)
+    near(again, expected)
     assert abs(np.asarray(again - whole)).max() > 0.01
 
 
