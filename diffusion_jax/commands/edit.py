@@ -21,6 +21,7 @@ from diffusion_jax.data.averaging import averaged
 from diffusion_jax.devices.parallel import equal_batches, map_examples, place, precision
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import draw, folders
+from diffusion_jax.runs.advice import advice
 from diffusion_jax.runs.build import Parts, build, load_source
 from diffusion_jax.runs.checks import check_attention, check_diffuses
 from diffusion_jax.runs.command_line import Given
@@ -306,7 +307,7 @@ def edit(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     check_attention(config)
     params, step = restore_params(config, parts, workdir, sampling.ema)
     weak = weak_params(config, parts)
-    if note := draw.advice(config, parts.grid):
+    if note := advice(config, parts.grid):
         print(note)
     make_folder(workdir / "edits")
     originals = given["image"]

@@ -8,7 +8,6 @@ A SET is a folder, an .npz, an .npy or a split of the run's data.
 """
 
 import json
-import os
 import pathlib
 import signal
 from collections.abc import Sequence
@@ -33,13 +32,17 @@ from diffusion_jax.runs.open import manner, open_run
 from diffusion_jax.runs.score import (
     bits_per_dim,
     check_measures,
+    check_width,
+    check_writable,
     floor,
+    how_sampled,
+    identity,
     memorised,
     run_data,
     sampled,
     scalars,
 )
-from diffusion_jax.runs.settings import as_values, check, copy
+from diffusion_jax.runs.settings import check, copy
 from diffusion_jax.training.events import Events
 
 FLAGS = {
@@ -50,8 +53,6 @@ FLAGS = {
 NEEDS = Needs(alone=("images",), chain=True)
 ONLY = "evaluate takes only config.sampling, .evaluation and .likelihood settings"
 GRID = 100  # samples in the picture
-# settings of sampling that change no sample
-NOT_HOW = ("num", "batch_size", "gif", "strip", "predicted")
 
 
 def run(given: Given) -> str:
@@ -120,19 +121,7 @@ def evaluate(
         against or data.train_split, run_data(config), function, settings.batch_size
     )
     check_width(function, tuple(data.shape), reference)
-    protocol = {
-        "step": run.step,
-        "ema": config.sampling.ema,
-        "network": fingerprint(run.params),
-        "sampling": how_sampled(as_values(config.sampling)),
-    }
-    if any(one.entry == cascade.LOW for one in config.conditioning):
-        protocol |= {"conditioning": as_values(config.conditioning)}
-    protocol |= {"features": function.record} | (
-        {"weak": fingerprint(run.weak)} if run.weak is not None else {}
-    )
-    if run.parts.codec.moments:
-        protocol |= {"tile": config.codec.tile}
+    protocol = identity(config, run, function)
     if stages:
         protocol |= {"chain": chain_protocol(stages)}
     named = cascade.manner_of(stages) if stages else manner(config, run.parts, run.step)
@@ -175,11 +164,6 @@ def evaluate(
             events.scalar(f"evaluation-{settings.num}/{name}", value, run.step)
     print(summary(report))
     return path
-
-
-def how_sampled(values: dict) -> dict:
-    """What samples depend on of the settings of sampling."""
-    return {name: value for name, value in values.items() if name not in NOT_HOW}
 
 
 def chain_protocol(stages: Sequence[cascade.Stage]) -> list[dict]:
@@ -235,26 +219,6 @@ def compare(
     print(summary(report))
     name = f"{extracted.folder.name}-against-{key(report['protocol']['reference'])}.json"
     return write_report(make_folder(workdir / "evaluations") / name, report)
-
-
-def check_width(
-    function: features.Features, shape: tuple[int, ...], reference: references.Reference
-) -> None:
-    """Raises UserError, before samples are drawn, where their features and the reference's cannot
-    be compared."""
-    width = function.apply(np.zeros((1, *shape), np.uint8))["features"].shape[1]
-    if primary():
-        references.check_width(width, reference)
-
-
-def check_writable(folder: pathlib.Path) -> None:
-    """Raises UserError where the folder could not be made or written. It is not made."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{folder} cannot be written: {there} is "
-            f"{'not writable' if there.is_dir() else 'no folder'}"
-        )
 
 
 def surroundings(num: int, reference: references.Reference, replicates: int) -> dict:

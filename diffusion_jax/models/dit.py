@@ -3,7 +3,7 @@
 features."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from diffusion_jax.core.types import Kinds, Shape
 from diffusion_jax.models import conditions
 from diffusion_jax.models.embeddings import grid_rotations, grid_sinusoids
 from diffusion_jax.models.kernels.attention import Kind
+from diffusion_jax.models.reuse import Reuse, check_blocks
 from diffusion_jax.models.transformer import Block, MLPKind, Norm, NormKind, linear
 from diffusion_jax.models.unet import MECHANISMS, check_dtype
 
@@ -56,7 +57,8 @@ class DiT(nn.Module):
     initialisation. Whatever `dtype` is, parameters, embeddings, the arithmetic of norms and
     softmax, the last layer and the output are float32; `dtype` is that of the tokens and of the
     blocks' layers. `remat`: the backward pass computes every block's inside again in place of
-    keeping it."""
+    keeping it. With `reuse` the result is (output, deep features), see `Reuse`: what the blocks in
+    the middle add to the tokens."""
 
     out_channels: int
     patch: int = 2
@@ -81,8 +83,14 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, cond: Mapping | None = None, *, train: bool = False
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        cond: Mapping | None = None,
+        *,
+        train: bool = False,
+        reuse: Reuse | None = None,
+    ) -> Any:
         height, width = x.shape[1:3]
         check_patches(height, width, self.patch)
         rows, columns = height // self.patch, width // self.patch
@@ -114,14 +122,26 @@ class DiT(nn.Module):
         block_class = nn.remat(Block, static_argnums=(5,)) if self.remat else Block  # `train`
         settings = (self.norm, self.qk_norm, self.mlp, self.dropout, self.dtype, self.attention)
         half, skips = self.depth // 2, []
-        for i in range(self.depth):
-            if self.long_skips and i >= self.depth - half:
-                both = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = linear(self.width, self.dtype, f"skip{i}")(both)
-            block = block_class(self.heads, *settings, name=f"block{i}")
-            h = block(h, embedding, context, rotations, train)
-            if self.long_skips and i < half:
-                skips.append(h)
+
+        def blocks(h, start: int, stop: int):
+            for i in range(start, stop):
+                if self.long_skips and i >= self.depth - half:
+                    both = jnp.concatenate([h, skips.pop()], axis=-1)
+                    h = linear(self.width, self.dtype, f"skip{i}")(both)
+                block = block_class(self.heads, *settings, name=f"block{i}")
+                h = block(h, embedding, context, rotations, train)
+                if self.long_skips and i < half:
+                    skips.append(h)
+            return h
+
+        if reuse is None:
+            h, deep = blocks(h, 0, self.depth), None
+        else:
+            check_blocks(reuse.blocks, (self.depth - 1) // 2)
+            ends = (reuse.blocks, self.depth - reuse.blocks)
+            h = blocks(h, 0, ends[0])
+            deep = blocks(h, *ends) - h if reuse.deep is None else reuse.deep
+            h = blocks(h + deep, ends[1], self.depth)
 
         h, scale, shift = h[:, others:].astype(jnp.float32), None, None
         if embedding is not None:
@@ -129,7 +149,8 @@ class DiT(nn.Module):
             shift, scale = jnp.split(modulation(nn.silu(embedding)), 2, axis=-1)
         h = Norm(self.norm, name="norm_out")(h, scale, shift)
         out = linear(self.patch**2 * self.out_channels, jnp.float32, "dense_out", zeros)
-        return image(out(h), self.patch, height, width)
+        output = image(out(h), self.patch, height, width)
+        return output if reuse is None else (output, deep)
 
     def context_tokens(self, context: conditions.Context):
         """A context's tokens [B, L, width], a learned one in place of those that are not there, so

@@ -2,7 +2,7 @@
 of features."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from diffusion_jax.models import conditions
 from diffusion_jax.models.kernels.attention import Kind
 from diffusion_jax.models.kernels.convolution import upsample
 from diffusion_jax.models.layers import ContextBlock, Conv, Dropout, GroupNorm, SelfAttention
+from diffusion_jax.models.reuse import Reuse, check_blocks
 
 MECHANISMS = (*conditions.ADDED, *conditions.SEQUENCES, *conditions.IMAGES)
 
@@ -114,7 +115,8 @@ class UNet(nn.Module):
     code). What t and the conditions (`conditions.embed`) say enters every residual block. Whatever
     `dtype` is, parameters, that embedding, the arithmetic of GroupNorm and softmax, and the output
     are float32; `dtype` is that of convolutions, attention and what they add up to. `remat`: the
-    backward pass computes every block's inside again in place of keeping it."""
+    backward pass computes every block's inside again in place of keeping it. With `reuse` the
+    result is (output, deep features), see `Reuse`: what enters the last blocks on the way up."""
 
     out_channels: int
     channels: int = 128
@@ -136,8 +138,14 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, t: jax.Array, cond: Mapping | None = None, *, train: bool = False
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        cond: Mapping | None = None,
+        *,
+        train: bool = False,
+        reuse: Reuse | None = None,
+    ) -> Any:
         height, width = x.shape[1:3]
         check_halvings(height, width, len(self.channel_mult) - 1)
         t = self.time_scale * jnp.asarray(t)
@@ -163,28 +171,39 @@ class UNet(nn.Module):
                 return h
             return context_class(heads, self.dtype, name=f"{name}_context")(h, *context)
 
+        # the number of the first level's block on the way up that the deep features enter
+        entry, given = -1, None if reuse is None else reuse.deep
+        reused, deep = given is not None, None
+        if reuse is not None:
+            check_blocks(reuse.blocks, self.blocks)
+            entry = self.blocks - reuse.blocks
         last = len(self.channel_mult) - 1
         h = Conv(self.channels, 3, self.dtype, name="conv_in")(x)
         skips = [h]
-        for i, multiplier in enumerate(self.channel_mult):
-            for j in range(self.blocks):
+        for i, multiplier in enumerate(self.channel_mult[: 1 if reused else None]):
+            for j in range(self.blocks - entry if reused else self.blocks):
                 h = res_block(h, multiplier * self.channels, f"down{i}_block{j}")
                 if 2**i in self.attention_factors:
                     h = attention(h, f"down{i}_attention{j}")
                 skips.append(h)
-            if i < last:
+            if i < last and not reused:
                 if self.resample_blocks:
                     h = res_block(h, h.shape[-1], f"down{i}_resample", downsample)
                 else:
                     h = Conv(h.shape[-1], 3, self.dtype, stride=2, name=f"down{i}_resample")(h)
                 skips.append(h)
 
-        h = res_block(h, h.shape[-1], "middle_block0")
-        h = attention(h, "middle_attention")
-        h = res_block(h, h.shape[-1], "middle_block1")
+        if not reused:
+            h = res_block(h, h.shape[-1], "middle_block0")
+            h = attention(h, "middle_attention")
+            h = res_block(h, h.shape[-1], "middle_block1")
 
         for i, multiplier in reversed(list(enumerate(self.channel_mult))):
             for j in range(self.blocks + 1):
+                if reused and (i > 0 or j < entry):
+                    continue
+                if i == 0 and j == entry:
+                    deep = h = h if given is None else given
                 h = res_block(
                     jnp.concatenate([h, skips.pop()], axis=-1),
                     multiplier * self.channels,
@@ -192,7 +211,7 @@ class UNet(nn.Module):
                 )
                 if 2**i in self.attention_factors:
                     h = attention(h, f"up{i}_attention{j}")
-            if i > 0:
+            if i > 0 and not reused:
                 if self.resample_blocks:
                     h = res_block(h, h.shape[-1], f"up{i}_resample", upsample)
                 else:
@@ -202,7 +221,8 @@ class UNet(nn.Module):
         out = Conv(
             self.out_channels, 3, jnp.float32, kernel_init=nn.initializers.zeros, name="conv_out"
         )
-        return out(h).astype(jnp.float32)
+        output = out(h).astype(jnp.float32)
+        return output if reuse is None else (output, deep)
 
 
 def unet(

@@ -140,6 +140,13 @@ class Sampling(Group):
     )  # fmt: skip
     guidance: float = setting(0.0, "weight w of guidance, eps = (1 + w) eps_c - w eps_u; 0 is none")
     guide: Any = entry("sampling.guide", "classifier_free", "what guidance leads away from")
+    cache_every: int = setting(
+        1, "steps between two computations of the network's deep features; 1 keeps none", least=1
+    )
+    cache_blocks: int = setting(
+        0, "of a network with kept features: blocks from each end that are computed in every step",
+        least=0,
+    )  # fmt: skip
     num: int = setting(100, "number of samples", least=1)
     batch_size: int = setting(500, "samples at a time; the samples do not depend on it", least=1)
     seed: int = setting(0, "sample i depends on this and on i alone", least=0, below=2**32)

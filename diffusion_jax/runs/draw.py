@@ -15,7 +15,7 @@ from diffusion_jax.conditioning import guidance_weight, low_resolution, told_in_
 from diffusion_jax.core import noise
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.noise import fold_in, initial_noise
-from diffusion_jax.core.types import Denoiser, Level, PyTree, Sampler
+from diffusion_jax.core.types import Denoiser, PyTree, Sampler
 from diffusion_jax.data import pipeline, texts
 from diffusion_jax.denoisers import (
     NetworkDenoiser,
@@ -32,39 +32,8 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.half_size import check_whole, half_size
 from diffusion_jax.runs.prompts import TEXT, Composed, Prompts, composed
 from diffusion_jax.runs.reconstruct import make_reconstruct
+from diffusion_jax.runs.reuse import reusing_sampler
 from diffusion_jax.samplers.cached import cached
-
-# The longest step, as a ratio of sigma / alpha, after which a sampler errs: from there the digits
-# are spoilt. Those that correct Euler's step in sigma / alpha as Heun's do have its bound; with
-# ancestral noise the ODE goes twice as far.
-LONGEST_STEP = {
-    "heun": 6.0,
-    "edm_churn": 6.0,
-    "restart": 6.0,
-    "dpm2": 6.0,
-    "dpm2_ancestral": 6.0**0.5,
-    "dpm_solver_2": 6.0,
-    "dpm_solver_3": 6.0,
-    "annealed_langevin": 2.8,
-}
-
-
-def advice(config: Config, grid: Level) -> str:
-    """What would make better samples where the sampler and its grid don't go together; empty where
-    they do."""
-    sampler = config.sampling.sampler.entry
-    alpha, sigma = (np.asarray(a, float) for a in (grid.alpha, grid.sigma))
-    ratio = sigma / np.maximum(alpha, 1e-30)
-    growth = ratio[:-1] / np.maximum(ratio[1:], 1e-30)
-    if not len(growth) or growth.max() < LONGEST_STEP.get(sampler, np.inf):
-        return ""
-    i = int(growth.argmax())
-    which = "first" if i == 0 else "last" if i == len(growth) - 1 else f"{i + 1}th"
-    return (
-        f"note: {sampler} goes from sigma/alpha = {ratio[i]:.3g} to {ratio[i + 1]:.3g} in its "
-        f"{which} step, which is too long for it; take more steps, "
-        "--config.sampling.grid=logsnr or karras, or --config.sampling.sampler=heun_flow"
-    )
 
 
 def classes(config: Config) -> int:
@@ -218,10 +187,13 @@ def make_run_sampler(
     more: Composed | None = None,
 ) -> Sampler:
     """The run's sampler; with guidance, one that evaluates the other branch every guide.every
-    steps.
+    steps, or one that computes deep features every sampling.cache_every steps.
 
     The arguments are those of `make_run_denoiser`, whose result is the denoiser of the last hop.
     """
+    if config.sampling.cache_every > 1:
+        of = lambda parts: make_run_denoiser(config, parts, params, cond, w, weak, more)
+        return reusing_sampler(config, parts, of)
     if w is None or parts.guide.every == 1:
         return parts.sampler
     if parts.sampler.last is not None:

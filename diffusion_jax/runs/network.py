@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from diffusion_jax.core.types import PyTree
 from diffusion_jax.interop.files import check_fit, read_checkpoint
 from diffusion_jax.models import perceptual
 from diffusion_jax.models.precision import Precisions, recorded
+from diffusion_jax.models.reuse import Reuse
 from diffusion_jax.objectives import Perceptual
 
 
@@ -29,6 +31,15 @@ class Network:
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         train = dropout_key is not None
         return self.module.apply({"params": params}, x, t, cond or {}, train=train, rngs=rngs)
+
+    def reusing(self, params, x, t, cond, reuse: Reuse) -> tuple[Any, Any]:
+        """(output, deep features) without dropout; see `Reuse`."""
+        return self.module.apply({"params": params}, x, t, cond or {}, reuse=reuse)
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether the module has deep features that can be used again."""
+        return "reuse" in inspect.signature(type(self.module).__call__).parameters
 
     def method(self, name: str) -> Callable[..., Any]:
         """(params, ...) -> what another method of the module returns, such as `encode`."""

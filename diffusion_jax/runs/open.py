@@ -10,10 +10,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.devices.parallel import place
 from diffusion_jax.interop.files import fingerprint
+from diffusion_jax.runs.advice import advice
 from diffusion_jax.runs.build import Parts, build, make_grid, make_sampler, parameters
 from diffusion_jax.runs.checks import check_attention
 from diffusion_jax.runs.config import Config
-from diffusion_jax.runs.draw import advice, make_generate
+from diffusion_jax.runs.draw import make_generate
 from diffusion_jax.runs.latents import as_stored
 from diffusion_jax.runs.settings import copy, differences, load, other_network
 from diffusion_jax.runs.workdir import workdir_path

@@ -91,3 +91,38 @@ def losses(path: pathlib.Path, lines: list[dict]) -> None:
         if ax.lines:
             ax.legend()
     figure.savefig(path, dpi=110)
+
+
+def comparison(path: pathlib.Path, rows: list[dict], features: str) -> None:
+    """FID, with its intervals, and the share recognised against network calls, both axes
+    logarithmic but for the share; one line a run, sampler and grid. rows: see
+    `runs.comparison.measure`."""
+    judged = [("fid", f"FID, {features} features")]
+    if any("recognised" in row for row in rows):
+        judged.append(("recognised", "recognised as asked"))
+    figure, axes = _axes(len(judged))
+    lines: dict[tuple, list[dict]] = {}
+    for row in rows:
+        lines.setdefault((row["run"], row["sampler"], row["grid"]), []).append(row)
+    shared = [len({line[i] for line in lines}) == 1 for i in range(3)]
+    for ax, (name, title) in zip(axes, judged, strict=True):
+        for line, members in lines.items():
+            shown = sorted((row for row in members if name in row), key=lambda row: row["calls"])
+            values = [row[name]["value"] for row in shown]
+            ends = [[row[name].get(end, row[name]["value"]) for row in shown]
+                    for end in ("low", "high")]  # fmt: skip
+            errors = np.abs(np.array(ends) - values)
+            if name == "fid":  # a logarithm has no bar to 0 or below
+                errors[0] = np.minimum(errors[0], 0.9 * np.array(values))
+            called = [word for word, same in zip(line, shared, strict=True) if not same]
+            ax.errorbar([row["calls"] for row in shown], values, errors, fmt=".-", capsize=2,
+                        linewidth=1, label=", ".join(called) or line[0])  # fmt: skip
+        calls = sorted({round(row["calls"]) for row in rows})
+        ax.set_xscale("log")
+        ax.set_xticks(calls, [str(count) for count in calls])
+        ax.minorticks_off()
+        ax.set_xlabel("network calls a sample")
+        ax.set_title(title)
+    axes[0].set_yscale("log")
+    axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)

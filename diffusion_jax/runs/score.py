@@ -1,12 +1,14 @@
 """Scores of what a run draws, against its data: in training, and by the command `evaluate`."""
 
 import dataclasses
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable
 
 import numpy as np
 
+from diffusion_jax.conditioning import low_resolution
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import pipeline
 from diffusion_jax.devices.parallel import map_examples, place, precision
@@ -14,12 +16,17 @@ from diffusion_jax.devices.processes import primary
 from diffusion_jax.evaluation import features, memorisation, references
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
+from diffusion_jax.interop.files import fingerprint
 from diffusion_jax.modalities import pictures
 from diffusion_jax.runs import bits
 from diffusion_jax.runs.build import Parts, load_source
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.latents import of_images
+from diffusion_jax.runs.open import TrainedRun
 from diffusion_jax.runs.settings import as_values
+
+# settings of sampling that change no sample
+NOT_HOW = ("num", "batch_size", "gif", "strip", "predicted")
 
 
 def run_data(config: Config, declared: bool = True) -> references.RunData:
@@ -34,6 +41,46 @@ def run_data(config: Config, declared: bool = True) -> references.RunData:
         resize=values.get("resize"),
         unreadable=values.get("unreadable", "fail"),
     )
+
+
+def identity(config: Config, run: TrainedRun, function: features.Features) -> dict:
+    """What the features of a run's samples depend on."""
+    found = {
+        "step": run.step,
+        "ema": config.sampling.ema,
+        "network": fingerprint(run.params),
+        "sampling": how_sampled(as_values(config.sampling)),
+    }
+    if any(one.entry == low_resolution.NAME for one in config.conditioning):
+        found |= {"conditioning": as_values(config.conditioning)}
+    found |= {"features": function.record}
+    found |= {"weak": fingerprint(run.weak)} if run.weak is not None else {}
+    return found | ({"tile": config.codec.tile} if run.parts.codec.moments else {})
+
+
+def how_sampled(values: dict) -> dict:
+    """What samples depend on of the settings of sampling."""
+    return {name: value for name, value in values.items() if name not in NOT_HOW}
+
+
+def check_width(
+    function: features.Features, shape: tuple[int, ...], reference: references.Reference
+) -> None:
+    """Raises UserError, before samples are drawn, where their features and the reference's cannot
+    be compared."""
+    width = function.apply(np.zeros((1, *shape), np.uint8))["features"].shape[1]
+    if primary():
+        references.check_width(width, reference)
+
+
+def check_writable(folder: pathlib.Path) -> None:
+    """Raises UserError where the folder could not be made or written. It is not made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{folder} cannot be written: {there} is "
+            f"{'not writable' if there.is_dir() else 'no folder'}"
+        )
 
 
 def check_images(config: Config, parts: Parts) -> None:

@@ -42,6 +42,7 @@ from diffusion_jax.samplers.chain import (
     progressive,
     sample,
 )
+from diffusion_jax.samplers.chosen import best_levels, local_errors
 from diffusion_jax.samplers.consistency import consistency, tcd
 from diffusion_jax.samplers.edm import MAX_GAMMA, edm_churn, euler_churn, heun, heun_flow
 from diffusion_jax.samplers.extended import er_sde
@@ -56,7 +57,9 @@ from diffusion_jax.samplers.multistep import (
     dpmpp_3m_sde,
     unipc,
 )
+from diffusion_jax.samplers.parallel import Picard, picard
 from diffusion_jax.samplers.restarts import restart
+from diffusion_jax.samplers.reused import reused
 from diffusion_jax.samplers.singlestep import adaptive_ode, dpm_solver_2, dpm_solver_3
 
 SAMPLERS = {
@@ -77,11 +80,13 @@ __all__ = [
     "MAX_GAMMA",
     "SAMPLERS",
     "Path",
+    "Picard",
     "adaptive_ode",
     "advance",
     "ancestral",
     "annealed_langevin",
     "begin",
+    "best_levels",
     "cached",
     "consistency",
     "ddim",
@@ -111,13 +116,16 @@ __all__ = [
     "initial_noise",
     "invert",
     "lms",
+    "local_errors",
     "look",
     "normal",
     "num_steps_for",
+    "picard",
     "pndm",
     "predictor_corrector",
     "progressive",
     "restart",
+    "reused",
     "sample",
     "sample_from_half",
     "tcd",

@@ -9,9 +9,10 @@ from tiny import tiny_config
 from diffusion_jax import samplers
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import autoguidance, classifier_free, clip_x0, dynamic_threshold
+from diffusion_jax.runs.advice import advice
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import use
-from diffusion_jax.runs.draw import advice, classes, labels, make_asked, make_generate
+from diffusion_jax.runs.draw import classes, labels, make_asked, make_generate
 from diffusion_jax.runs.registry import arguments
 from diffusion_jax.samplers.cached import cached
 
