@@ -3,8 +3,9 @@ learns the average velocity until there (Geng et al. 2025).
 
 Command:   python main.py --workdir runs/digits_mean_flow --config experiments/digits_mean_flow.py
            python main.py sample --workdir runs/digits_mean_flow --config.sampling.steps=1
-Hardware:  a CPU
-Result:    see docs/few_steps.md
+Hardware:  a CPU; stopped at step 5,931, after 34 minutes on a part of one core, other work beside
+Result:    99.7 % of 2,000 samples recognised as the digit asked for in one step, 99.9 % in two
+           (docs/few_steps.md)
 """
 
 from diffusion_jax.runs.config import Config, Diffusion, use
