@@ -82,7 +82,7 @@ class Drawer:
             chain = (sampler, denoiser, fold_in(keys, 1))
             carry = samplers.begin(*chain, noise, grid)
             carry = samplers.advance(*chain, carry, grid, 0, last)
-            return samplers.look(denoiser, carry, grid, last)
+            return samplers.look(samplers.final(sampler, denoiser), carry, grid, last)
 
         return map_examples(draw)
 

@@ -13,9 +13,9 @@ warm-up.
 
 The others start from a diffusion run, named by training.init, of the same schedule, network and
 prediction. ECT: --config.diffusion.loss=easy_consistency. CD: consistency_distillation, with
---config.diffusion.timesteps=karras, the average being the target. sCT: continuous_consistency with
-.path=data and .sigma_data=0.5, and --config.diffusion.timesteps.mean=-1 and .std=1.4. Two steps,
-the second at the papers' sigma of 0.821: --config.sampling.grid=explicit
+--config.diffusion.timesteps=karras; its paper measures by LPIPS, which is no metric here. sCT:
+continuous_consistency with .path=data and .sigma_data=0.5, and --config.diffusion.timesteps.mean=-1
+and .std=1.4. Two steps, the second at the papers' sigma of 0.821: --config.sampling.grid=explicit
 --config.sampling.steps=80,0.821"""
 
 from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Sampling, Training, use

@@ -43,5 +43,5 @@ def get_config() -> Config:
             log_every=20,
         ),
         sampling=Sampling(sampler="consistency", grid="trailing", steps="1", num=100),
-        evaluation=Evaluation(features="digits", num=2000, batch_size=500),
+        evaluation=Evaluation(features="digits", num=2000, batch_size=500, bits_per_dim=0),
     )

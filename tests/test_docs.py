@@ -44,7 +44,7 @@ def test_the_sampler_of_contributing_is_held_to_its_order(tmp_path):
     assert wrong.code.count("0.0 * (eps - before)") == 1
     add(copy, wrong)
     order = "follow_the_flow_at_their_order"
-    laws = f"adams_bashforth or docstring or (wrong and {order})"
+    laws = f"docstring or ((wrong or adams_bashforth) and {order})"
     file = "tests/samplers/test_samplers.py"
     run = python(copy, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rA", file, "-k", laws)
     assert run.returncode == 1, run.stdout
@@ -55,7 +55,6 @@ def test_the_sampler_of_contributing_is_held_to_its_order(tmp_path):
     assert failed == [f"{law}[wrong]"]  # its order is measured, not believed
     assert f"{law}[adams_bashforth]" in passed
     assert "test_every_docstring_names_its_source_and_its_order" in passed
-    assert len(passed) > 6
 
 
 PAGES = [

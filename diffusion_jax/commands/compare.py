@@ -13,6 +13,7 @@ import pathlib
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import make_folder, write_text
+from diffusion_jax.devices.processes import process
 from diffusion_jax.evaluation import features, references
 from diffusion_jax.runs import plots
 from diffusion_jax.runs.command_line import Flag, Given, Needs
@@ -34,6 +35,8 @@ NEEDS = Needs(chain=True)
 def run(given: Given) -> str:
     """What `main.py compare` does with its flags."""
     flags = given.flags
+    if process()[1] > 1:
+        raise UserError("compare is of one process")
     workdirs = given.chain or (given.workdir,)
     samplers = [word.strip() for word in flags["samplers"].split(",") if word.strip()]
     if not samplers:

@@ -4,6 +4,7 @@ python main.py distill --workdir DIR --teacher DIR --to 4 [--from 1024]
 python main.py distill --workdir DIR --teacher DIR --objective NAME
 """
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ FLAGS = {
 }
 NEEDS = Needs(own=True)
 GUIDANCE = "diffusion.loss.guidance"
+MOST_NOISE = 80.0  # sigma / alpha at which grids of consistency distillation end
 MOST = 1024  # steps of the teacher where none are asked for
 
 
@@ -38,11 +40,18 @@ def run(given: Given) -> str:
         raise UserError(f"--teacher must be the workdir of a run, but {teacher} holds none")
     theirs = load(teacher / "config.json")
     check_diffuses(theirs, "distill is")
-    base = student_of(given.config if given.declared else theirs)
+    base = given.config if given.declared else student_of(theirs)
     if flags["objective"] != HALVING:
         if flags["to"] or flags["from"]:
             raise UserError(f"--to and --from are of {HALVING}, not of {flags['objective']}")
-        config = one_round(base, str(teacher), use(flags["objective"]), given.settings)
+        own = base.diffusion.loss
+        if not given.declared:
+            suit(base, flags["objective"])
+        same = given.declared and own.entry == flags["objective"]
+        objective = own if same else use(flags["objective"])
+        config = one_round(base, str(teacher), objective, given.settings)
+        if not given.declared:
+            in_stages(config, given.settings)
         if not build(config).objective.teacher:
             raise UserError(f"--objective={flags['objective']} learns from no teacher")
         find("train").run(Given(given.workdir, config, {}))
@@ -111,8 +120,40 @@ def student_of(theirs: Config) -> Config:
     config.diffusion.weighting, config.diffusion.timesteps = "none", "uniform"
     training = config.training
     training.decay, training.warmup_steps = "linear", 0
-    training.init, training.init_sha256, training.freeze = "", "", ""
+    training.freeze, config.evaluation.bits_per_dim = "", 0
     return config
+
+
+def suit(config: Config, objective: str) -> None:
+    """Gives a consistency student its papers' distribution of t, and one step of its own sampler
+    from the noisiest level that it is trained at."""
+    times = {
+        "consistency_distillation": use("karras"),
+        "easy_consistency": use("lognormal", mean=-1.1, std=2.0),
+        "continuous_consistency": use("lognormal", mean=-1.0, std=1.4),
+    }
+    if objective not in times:
+        return
+    drawn, schedule = config.sampling, build(config).schedule
+    drawn.sampler, drawn.grid, drawn.steps = "consistency", "trailing", "1"
+    drawn.quantize, drawn.tolerance, drawn.half_until = False, 0.0, None
+    drawn.guidance, drawn.guide, drawn.negative = 0.0, "classifier_free", ""
+    if objective == "consistency_distillation":
+        t = min(float(schedule.inverse(-2.0 * math.log(MOST_NOISE))), schedule.t_max)
+        whole = schedule.num_steps is not None
+        drawn.grid, drawn.steps = "explicit", str(round(t)) if whole else f"{t:.6g}"
+    config.diffusion.timesteps = times[objective]
+
+
+def in_stages(config: Config, settings: Mapping[str, str]) -> None:
+    """Gives an objective of stages, or of a warm-up, such as the number of steps holds."""
+    steps, loss = config.training.num_steps, config.diffusion.loss
+    for entry, name, share in (
+        ("easy_consistency", "stage_steps", 8),
+        ("continuous_consistency", "warmup", 10),
+    ):
+        if loss.entry == entry and f"diffusion.loss.{name}" not in settings:
+            setattr(loss, name, max(1, steps // share))
 
 
 def one_round(
@@ -121,7 +162,7 @@ def one_round(
     """The config of a round; steps: those that it draws in, 0 for the base's sampling."""
     config = copy(base)
     config.diffusion.loss = objective
-    config.training.init = teacher
+    config.training.init, config.training.init_sha256 = teacher, ""
     if steps:
         drawn = config.sampling
         drawn.sampler, drawn.grid, drawn.steps = "ddim", "trailing", str(steps)

@@ -17,9 +17,9 @@ from diffusion_jax.core.grids import at_logsnr, noise_range
 from diffusion_jax.core.process import q_sample
 from diffusion_jax.core.settings import above, at_least, one_of
 from diffusion_jax.core.types import CLEAN, Denoiser, Level, Schedule, expand
-from diffusion_jax.denoisers import classifier_free
 from diffusion_jax.likelihood.variational import mean_flat
 from diffusion_jax.objectives.objective import Objective, Problem, denoiser, noised, with_times
+from diffusion_jax.objectives.teachers import check_guided, learning, teacher_of
 from diffusion_jax.samplers.edm import heun
 from diffusion_jax.samplers.first_order import ddim
 
@@ -129,20 +129,16 @@ def consistency_distillation(
     one_of(get_args(Solver), solver=solver)
     one_of(get_args(Target), target=target)
     check_consistent(problem, False)
-    distance, null = distances(metric, huber), problem.conditioner.null
+    distance = distances(metric, huber)
     span = noise_range(problem.schedule, most)
-    if guidance and null is None:
-        raise ValueError("guidance needs a condition that the teacher was trained without, too")
+    if guidance:
+        check_guided(problem)
     step = {"heun": heun, "ddim": ddim}[solver]().step
 
     def loss(params, aux, context, batch):
         x0, eps, drawn, cond = noised(problem, context, batch)
         t, s, ends = neighbours(problem.schedule, drawn, levels, rho, span)
-        held = jax.lax.stop_gradient(aux["teacher"])
-        teacher = denoiser(problem, held, context, cond)
-        if guidance and null is not None:
-            without = denoiser(problem, held, context, null(cond))
-            teacher = classifier_free(teacher, without, guidance)
+        teacher = teacher_of(problem, aux, context, cond, guidance)
         x_t = q_sample(x0, eps, t)
         x_s, _ = step(None, teacher, x_t, (), t, s)
         followed = jax.lax.stop_gradient(params) if target == "student" else context.ema_params
@@ -156,15 +152,7 @@ def consistency_distillation(
         )
         return distance(here, there), report_of(t, here, there)
 
-    made = with_times(problem.timesteps, loss)
-
-    def init(key, params):
-        return made.init(key, params) | {"teacher": params}
-
-    def update(aux, state, report):
-        return made.update(aux, state, report) | {"teacher": aux["teacher"]}
-
-    return made._replace(init=init, update=update, teacher=True)
+    return learning(problem.timesteps, loss)._replace(mean=False)
 
 
 def training_levels(step: Any, steps: int, first: int, last: int) -> jax.Array:
@@ -225,7 +213,7 @@ def consistency_training(
         weight = 1.0 / (ratio(t) - ratio(s))
         return weight * distance(here, there), report_of(t, here, there)
 
-    return with_times(problem.timesteps, loss)
+    return with_times(problem.timesteps, loss)._replace(mean=False)
 
 
 @component
@@ -279,4 +267,4 @@ def easy_consistency(
         )
         return distance(here, there) / (u - r), report_of(t, here, there)
 
-    return with_times(problem.timesteps, loss)._replace(teacher=True)
+    return with_times(problem.timesteps, loss)._replace(teacher=True, mean=False)

@@ -13,6 +13,7 @@ from diffusion_jax.core.types import Denoiser, Level, Schedule, expand
 from diffusion_jax.likelihood.variational import mean_flat
 from diffusion_jax.objectives.consistency import check_consistent
 from diffusion_jax.objectives.objective import Objective, Problem, denoiser, noised, with_times
+from diffusion_jax.objectives.teachers import TEACHER, teacher_of
 from diffusion_jax.objectives.uncertainty import first_variance, learned_variance, log_variance
 
 Path = Literal["teacher", "data"]
@@ -97,8 +98,8 @@ def continuous_consistency(
         cos, sin, _ = on_circle(logsnr, schedule, sigma_data, x0.ndim)
         x = cos / sigma_data * x0 + sin * eps
         if path == "teacher":
-            held = denoiser(problem, jax.lax.stop_gradient(aux["teacher"]), context, cond)
-            slope = velocity(held, schedule, sigma_data)(x, logsnr)
+            teacher = teacher_of(problem, aux, context, cond)
+            slope = velocity(teacher, schedule, sigma_data)(x, logsnr)
         else:
             slope = cos * eps - sin / sigma_data * x0
         F = velocity(denoiser(problem, params, context, cond), schedule, sigma_data)
@@ -115,11 +116,11 @@ def continuous_consistency(
     timed = with_times(problem.timesteps, on_batch)
 
     def init(key, params):
-        teacher = {"teacher": params} if path == "teacher" else {}
+        teacher = {TEACHER: params} if path == "teacher" else {}
         return timed.init(key, params) | first_variance(features) | teacher
 
     def update(aux, state, report):
         new = timed.update(aux, state, report) | learned_variance(aux, state, report, learning_rate)
         return aux | new
 
-    return Objective(init, timed.sample, on_batch, update, teacher=True)
+    return Objective(init, timed.sample, on_batch, update, teacher=True, mean=False)

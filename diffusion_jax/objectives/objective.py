@@ -51,7 +51,8 @@ class Objective(NamedTuple):
     step. reconstruct: (apply_fn, params, x0 [B, *shape]) -> x0, what a run draws, of held-out
     examples, in place of samples. teacher: whether it learns from a trained network: then `init` is
     given the teacher's params, with which the student starts, too, and aux keeps them where they
-    are needed later.
+    are needed later. mean: whether the network's x0 is the mean of the data given x, which
+    likelihoods are of.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
@@ -61,6 +62,7 @@ class Objective(NamedTuple):
     after: Callable[[PyTree, PyTree, dict[str, Any]], PyTree] | None = None
     reconstruct: Callable[[ApplyFn, PyTree, jax.Array], jax.Array] | None = None
     teacher: bool = False
+    mean: bool = True
 
 
 class Problem(NamedTuple):

@@ -103,7 +103,8 @@ def progressive(problem: Problem, steps: int = 4, guidance: float = 0.0) -> Obje
         error = mean_flat(jnp.square(student - target(teacher, z, t, middle, share)))
         return weighting(t) * error, {"logsnr": t.logsnr, "x0_error": error}
 
-    return learning(problem.timesteps, loss, {"hops": jax.tree.map(filled, found)})
+    made = learning(problem.timesteps, loss, {"hops": jax.tree.map(filled, found)})
+    return made._replace(mean=False)
 
 
 def _check_decodes(problem: Problem) -> None:

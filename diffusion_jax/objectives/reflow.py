@@ -7,16 +7,9 @@ from diffusion_jax import samplers
 from diffusion_jax.core import grids
 from diffusion_jax.core.components import component
 from diffusion_jax.core.settings import at_least
-from diffusion_jax.denoisers import classifier_free
 from diffusion_jax.objectives import losses
-from diffusion_jax.objectives.objective import (
-    Objective,
-    Problem,
-    denoiser,
-    network,
-    noised,
-    with_times,
-)
+from diffusion_jax.objectives.objective import Objective, Problem, network, noised
+from diffusion_jax.objectives.teachers import check_guided, learning, teacher_of
 
 
 @component
@@ -34,34 +27,22 @@ def reflow(problem: Problem, steps: int = 10, guidance: float = 0.0) -> Objectiv
     """
     at_least(1, steps=steps)
     at_least(0, guidance=guidance)
-    if guidance and problem.conditioner.null is None:
-        raise ValueError("guidance needs a condition whose dropout is above 0")
+    if guidance:
+        check_guided(problem)
     if problem.variance == "learned_range":
         raise ValueError("reflow trains no learned variance")
     grid = grids.uniform(problem.schedule, steps)
     squared = losses.denoising(problem.parameterization, "l2", problem.weighting)
 
-    def drawn(params, context, eps, cond):
+    def drawn(aux, context, eps, cond):
         """What the teacher makes of the noise."""
-        teacher = denoiser(problem, params, context._replace(dropout_key=None), cond)
-        if guidance:
-            assert problem.conditioner.null is not None
-            nothing = {**cond, **problem.conditioner.null(cond)}
-            teacher = classifier_free(teacher, teacher._replace(cond=nothing), guidance)
+        teacher = teacher_of(problem, aux, context, cond, guidance)
         x = jnp.sqrt(grid.alpha[0] ** 2 + grid.sigma[0] ** 2) * eps
         return samplers.sample(samplers.heun_flow(), teacher, None, x, grid)
 
     def on_batch(params, aux, context, batch):
         _, eps, level, cond = noised(problem, context, batch)
-        x0 = jax.lax.stop_gradient(drawn(aux["teacher"], context, eps, cond))
+        x0 = jax.lax.stop_gradient(drawn(aux, context, eps, cond))
         return squared(network(params, context), x0, eps, level, cond), {"logsnr": level.logsnr}
 
-    timed = with_times(problem.timesteps, on_batch)
-
-    def init(key, params):
-        return timed.init(key, params) | {"teacher": params}
-
-    def update(aux, state, report):
-        return aux | timed.update(aux, state, report)
-
-    return Objective(init, timed.sample, on_batch, update, teacher=True)
+    return learning(problem.timesteps, on_batch)

@@ -36,7 +36,7 @@ def teacher_of(
     number, 0 for none, or one an example [B]."""
     params = jax.lax.stop_gradient(aux[TEACHER])
     told = make_denoiser(context.apply_fn, params, problem.parameterization, cond)
-    if isinstance(w, float) and w == 0.0:
+    if isinstance(w, int | float) and w == 0:
         return told
     assert problem.conditioner.null is not None
     return classifier_free(told, told._replace(cond=problem.conditioner.null(cond)), w)

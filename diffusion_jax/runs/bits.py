@@ -16,12 +16,18 @@ from diffusion_jax.runs.config import Config
 
 
 def check_bins(parts: Parts) -> None:
-    """Raises UserError where there are no bits/dim: of an autoencoder, of latents, or of data that
-    are not 8-bit values."""
+    """Raises UserError where there are no bits/dim: of an autoencoder, of a network for few steps,
+    of latents, or of data that are not 8-bit values."""
     if parts.objective.reconstruct:
         raise UserError(
             "bits/dim are of a diffusion model; this run's is an autoencoder, which has no "
             "likelihood (evaluate leaves them out with config.evaluation.bits_per_dim=0)"
+        )
+    if not parts.objective.mean:
+        raise UserError(
+            "bits/dim are of a network whose x0 is the data's mean, which this run's loss, for few "
+            "steps, does not make it (evaluate leaves them out with "
+            "config.evaluation.bits_per_dim=0)"
         )
     if parts.codec.moments:
         raise UserError(

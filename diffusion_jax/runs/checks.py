@@ -199,7 +199,7 @@ def check_trains(config: Config, variance: Variance, teacher: bool = False) -> N
             f"config.diffusion.loss={loss} learns from a trained network: set "
             "config.training.init to the workdir of its run"
         )
-    if variance == "learned_range" and loss in ("denoising", "uncertainty"):
+    if variance == "learned_range" and (teacher or loss in ("denoising", "uncertainty")):
         raise UserError(
             "config.model.learned_variance is trained by config.diffusion.loss=hybrid or vlb, "
             f"not by {loss}"

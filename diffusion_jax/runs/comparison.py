@@ -22,6 +22,7 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.draw import labels, make_generate
 from diffusion_jax.runs.network import Network
 from diffusion_jax.runs.open import TrainedRun, manner, open_run
+from diffusion_jax.runs.registry import Component
 from diffusion_jax.runs.score import identity, sampled
 from diffusion_jax.runs.settings import copy, override
 
@@ -44,7 +45,15 @@ class Point(NamedTuple):
     def line(self) -> tuple[str, str, str]:
         """What points of one curve have in common: run, sampler and grid."""
         sampling = self.config.sampling
-        return self.name, sampling.sampler.entry, sampling.grid.entry
+        return self.name, called(sampling.sampler), called(sampling.grid)
+
+
+def called(component: Component) -> str:
+    """An entry's name with those of its arguments that are not the defaults: ddim(eta=1.0)."""
+    given = {n: value for n, value in component.given.items()
+             if value != component.setting(n).default}  # fmt: skip
+    shown = ", ".join(f"{name}={value}" for name, value in sorted(given.items()))
+    return f"{component.entry}({shown})" if shown else component.entry
 
 
 def points_of(
@@ -146,8 +155,8 @@ def measure(
         "run": point.name,
         "workdir": str(point.workdir),
         "step": run.step,
-        "sampler": sampling.sampler.entry,
-        "grid": sampling.grid.entry,
+        "sampler": called(sampling.sampler),
+        "grid": called(sampling.grid),
         "steps": sampling.steps,
         "guidance": sampling.guidance,
         "seed": sampling.seed,

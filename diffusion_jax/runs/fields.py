@@ -85,4 +85,14 @@ class Group:
             value = (Components if known[name].metadata["many"] else bound)(registry, value)
         object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         for beside, entry in (other.beside if other else {}).items():
-            setattr(self, beside, entry)
+            if beside in self.__dict__:
+                setattr(self, beside, entry)
+            else:  # while the group is made
+                self.__dict__.setdefault("_beside", {})[beside] = entry
+
+    def __post_init__(self) -> None:
+        """What a name sets beside holds where the field of its own has the default."""
+        for beside, entry in self.__dict__.pop("_beside", {}).items():
+            default = next(f for f in dataclasses.fields(self) if f.name == beside).default_factory
+            if getattr(self, beside) == default():  # pyright: ignore[reportCallIssue]
+                setattr(self, beside, entry)

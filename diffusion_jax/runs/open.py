@@ -98,7 +98,10 @@ def params_of(
 
 
 def vectors_beside(parts: Parts, other: Parts) -> set[str]:
-    """The conditions of a run that enter its network as vectors and that another is not told."""
+    """The conditions of a run that enter its network as vectors and that another is not told; none
+    of a network that keeps magnitudes, where a vector of zeros changes the others' shares."""
+    if hasattr(parts.apply_fn.module, "constrain"):
+        return set()
     kinds = parts.conditioner.kinds
     return {n for n in kinds.keys() - other.conditioner.kinds.keys() if kinds[n].how == "vector"}
 

@@ -190,11 +190,17 @@ def use(entry: str, **given: Any) -> Component:
 def bound(registry: Registry, value: Any) -> Component:
     """A name or a component, as a component of that registry; UserError where it has no such
     entry."""
+    named = isinstance(value, str)
     if isinstance(value, str):
         value = Component(value, {})
     if not isinstance(value, Component):
         raise UserError(f"config.{registry.path} must name an entry, not {value!r}")
     if other := registry.other(value.entry):
+        if other.beside and not named:
+            raise UserError(
+                f"config.{registry.path}: {value.entry!r} names more than {other.entry}; use the "
+                f"name alone, or use({other.entry!r}, ...)"
+            )
         value = Component(other.entry, {**other.given, **value.given})
     registry.factory(value.entry)
     return Component(value.entry, value.given, registry)

@@ -18,6 +18,8 @@ def check_reuse(config: Config, parts: Parts) -> None:
         raise UserError(f"{FIELD} must be 1: {config.model.entry} has no deep features to keep")
     if config.sampling.half_until is not None:
         raise UserError(f"{FIELD} must be 1 with config.sampling.half_until, of two sizes")
+    if parts.sampler.last is not None:
+        raise UserError(f"{FIELD} must be 1 with config.sampling.sampler=flow_map")
     guided = bool(config.sampling.guidance)
     if guided and (parts.guide.interval or parts.guide.every > 1):
         raise UserError(

@@ -52,7 +52,10 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     before the run may lie there."""
     stored = workdir / "config.json"
     if stored.exists():
-        changed = differences(load(stored), config)
+        theirs = load(stored)
+        if not theirs.training.init_sha256:  # begun before it was recorded
+            theirs.training.init_sha256 = config.training.init_sha256
+        changed = differences(theirs, config)
         if changed:
             raise UserError(
                 f"{workdir} holds a run with other settings ({'; '.join(changed)}); "

@@ -21,9 +21,12 @@ def reused(
     one returned, arrays of fixed shapes. What the sampler asks at another x or level within a step
     is evaluated from the step's features. `step` leaves its own denoiser aside, so that in `sample`
     the last hop alone sees it. every = 1 is `sampler` wherever it calls the denoiser once a step.
-    ValueError for every < 1."""
+    ValueError for every < 1, and for a sampler of flow maps, which tells its denoiser where it
+    goes."""
     if every < 1:
         raise ValueError(f"deep features are computed every 1 or more steps, not every {every}")
+    if sampler.last is not None:
+        raise ValueError("deep features are not kept by a sampler of flow maps")
 
     def init(x, level: Level):
         shapes = jax.eval_shape(lambda x: network(x, level, None)[1], jnp.asarray(x))

@@ -40,7 +40,7 @@ def test_a_run_in_buckets_compiles_its_step_once_a_bucket(
         )
 
     monkeypatch.setattr(train, "make_train_step", counting)
-    config = bucketed(tiny_config(num_steps=6, eval_every=6, checkpoint_every=6), photos)
+    config = bucketed(mlp_config(num_steps=6, eval_every=6, checkpoint_every=6), photos)
     train.train(config, tmp_path / "run")
     assert sorted(traced) == [(16, 4, 16, 1), (16, 8, 8, 1)]
     lines = curves(tmp_path / "run")

@@ -13,6 +13,9 @@ from tiny import main_run, pixels
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import sources
 from diffusion_jax.runs import comparison
+from diffusion_jax.runs.config import use
+from diffusion_jax.runs.registries import REGISTRIES
+from diffusion_jax.runs.registry import bound
 
 # features with classes: of ten, by the number of grey pixels
 COUNTED = """
@@ -114,6 +117,13 @@ def test_bad_input_is_one_line_before_anything_is_drawn(undisturbed, tmp_path, f
 def test_runs_that_are_none_or_of_other_data_are_named(undisturbed, tmp_path):
     with pytest.raises(UserError, match="none holds no run"):
         main_run("compare", "--workdir", f"{tmp_path / 'none'},{undisturbed[1]}")
+
+
+def test_a_curve_is_known_by_its_entries_and_their_arguments():
+    called = lambda name: comparison.called(bound(REGISTRIES["sampling.sampler"], name))
+    assert called("DPM++ 2M SDE") == "dpmpp_2m_sde"
+    assert called("DPM++ 2M SDE Heun") == "dpmpp_2m_sde(variant=heun)"
+    assert called(use("ddim", eta=0.0)) == "ddim" != called(use("ddim", eta=1.0))
 
 
 def test_the_interval_of_a_share_is_wilsons():

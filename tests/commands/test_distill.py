@@ -18,9 +18,10 @@ from tiny import (
     mlp_config,
 )
 
-from diffusion_jax.commands import train
+from diffusion_jax.commands import distill, train
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.interop.files import fingerprint
+from diffusion_jax.runs.bits import check_bins
 from diffusion_jax.runs.build import build
 from diffusion_jax.runs.config import use
 from diffusion_jax.runs.draw import make_generate
@@ -108,7 +109,7 @@ def test_each_round_is_a_run_whose_teacher_is_the_one_before(
 ROUNDS = """
 import os, signal, sys, time
 import main
-from diffusion_jax.commands import train
+from diffusion_jax.commands import distill, train
 
 train.draw_picture = lambda run, state: None
 
@@ -214,6 +215,30 @@ def test_a_teacher_that_has_changed_before_the_first_checkpoint_is_refused(
     write_run(other, theirs, seed=1)
     with pytest.raises(UserError, match="has other parameters now than those that the run began"):
         train.train(config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("objective", "times", "argument"),
+    [
+        ("consistency_distillation", "karras", None),
+        ("easy_consistency", "lognormal", ("stage_steps", 50)),
+        ("continuous_consistency", "lognormal", ("warmup", 40)),
+    ],
+)
+def test_a_consistency_student_has_what_its_objective_asks_for(objective, times, argument):
+    config = distill.student_of(mlp_config())
+    distill.suit(config, objective)
+    config.diffusion.loss, config.training.num_steps = objective, 400
+    distill.in_stages(config, {})
+    assert config.diffusion.timesteps.entry == times and config.evaluation.bits_per_dim == 0
+    assert argument is None or getattr(config.diffusion.loss, argument[0]) == argument[1]
+    parts = build(config)
+    assert config.sampling.sampler.entry == "consistency" and len(parts.grid.t) == 1
+    ratio = float(parts.grid.sigma[0] / parts.grid.alpha[0])
+    noisiest = parts.schedule.level(parts.schedule.t_max)
+    assert ratio == pytest.approx(float(noisiest.sigma / noisiest.alpha)) or 40 < ratio < 160
+    with pytest.raises(UserError, match="of a network whose x0 is the data's mean"):
+        check_bins(parts)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(name, near):
 
 
 def test_an_unknown_command_unlike_any_is_answered_with_all():
-    with pytest.raises(UserError, match="unknown command 'xyzzy'; known: data, "):
+    with pytest.raises(UserError, match="unknown command 'xyzzy'; known: compare, data, "):
         find("xyzzy")
 
 

@@ -64,6 +64,7 @@ def test_a_guided_chain_keeps_the_features_of_both_branches():
         ({"guide": use("classifier_free", interval=(0.3, 3.0))}, "has an interval or is cached"),
         ({"guide": use("classifier_free", every=2)}, "has an interval or is cached"),
         ({"cache_blocks": 2}, "cache_blocks: blocks must be at most 1 of this network, not 2"),
+        ({"sampler": "flow_map"}, "must be 1 with config.sampling.sampler=flow_map"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(change, words):

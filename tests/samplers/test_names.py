@@ -3,7 +3,9 @@
 import pytest
 from tiny import ROOT
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.grids import GRIDS
+from diffusion_jax.runs.config import Sampling, use
 from diffusion_jax.samplers import SAMPLERS, names
 
 PAIRS = [
@@ -50,6 +52,14 @@ def test_a_name_stands_for_our_entry_its_arguments_and_its_grid(name, expected):
     else:
         entry, given, grid = expected
         assert found == (entry, given, {"grid": grid} if grid else {})
+
+
+def test_in_an_experiment_file_a_name_brings_its_grid_where_none_is_given():
+    assert Sampling(sampler="DPM++ 2M Karras").grid.entry == "karras"
+    assert Sampling(sampler="DPM++ 2M Karras", grid="logsnr").grid.entry == "logsnr"
+    assert Sampling(sampler="DPM++ 2M").grid.entry == "respaced"
+    with pytest.raises(UserError, match="names more than dpmpp_2m; use the name alone"):
+        Sampling(sampler=use("DPM++ 2M Karras"))
 
 
 def test_every_row_of_the_table_is_of_an_entry_and_of_its_arguments():

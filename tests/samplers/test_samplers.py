@@ -190,16 +190,15 @@ def test_stochastic_samplers_reach_the_mixture_each_sample_by_its_own_key(name):
         )(keys)
         return sample(CASES[name], MIXTURE.denoiser, keys, x_init, grid)
 
-    # ten calls a step of annealed Langevin take their time; the others take turns
-    pairs = (("vp", "rectified_flow"), ("linear", "ve"))
-    own = ("vp",) if name.startswith("annealed") else pairs[STOCHASTIC.index(name) % 2]
+    every = ("vp", "linear", "rectified_flow", "ve")  # in turn
+    own = (every[0 if name.startswith("annealed") else STOCHASTIC.index(name) % 4],)
     for schedule in own:
         grid = Level(*map(jnp.float32, grids.uniform(SCHEDULES[schedule](), 400)))
         x0 = np.asarray(chain(np.arange(2500), grid))
         if schedule == own[0]:  # sample i is the same in any batch
             other = np.asarray(chain(np.arange(100, 2600), grid))
             np.testing.assert_allclose(other[:-100], x0[100:], rtol=1e-5, atol=1e-6)
-            assert len(np.unique(x0)) == x0.size
+            assert len(np.unique(x0, axis=0)) == len(x0)
         first = x0[:, 0] < -0.1  # three deviations from either mean
         share, weights = first.mean(), MIXTURE.weights
         np.testing.assert_allclose(
@@ -262,7 +261,9 @@ def test_levels_and_shapes_are_each_examples_own(noise_by_index, name):
     for i in range(3):
         levels = (Level(*(a[i] for a in level)) for level in (t, s))
         alone, _ = run(np.array([i]), x[i].reshape(1, 2, 2, 1, 3), *levels)
-        np.testing.assert_allclose(together[i], alone.ravel(), **TOLERANCE[name])
+        bound = TOLERANCE[name]
+        rounding = {"atol": bound["atol"] * max(1.0, float(np.abs(together[i]).max()))}
+        np.testing.assert_allclose(together[i], alone.ravel(), **bound | rounding)
 
 
 @pytest.mark.parametrize("name", ["ancestral", "ddim", "unipc", "pndm"])
