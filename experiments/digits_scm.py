@@ -4,7 +4,9 @@ embeds t smoothly (Lu & Song 2024).
 Command:   python main.py --workdir runs/digits_slow --config experiments/digits.py \
                --config.model.time_scale=0.01
            python main.py --workdir runs/digits_scm --config experiments/digits_scm.py
-Hardware:  a laptop's CPU; not yet measured
+Hardware:  a laptop's CPU; 9 minutes of one core, other work beside
+Result:    FID 0.85 in one step, where the 100 ancestral steps of the digits' teacher have 0.36; 92.7 %
+           recognised (benchmarks/few_steps.py, docs/few_steps.md)
 """
 
 from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Sampling, Training, use
