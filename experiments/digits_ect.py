@@ -4,8 +4,8 @@ a consistency model (Geng et al. 2024).
 Command:   python main.py --workdir runs/digits_ect --config experiments/digits_ect.py
            (after `make train`, whose runs/digits it starts from)
 Hardware:  a laptop's CPU; 3 minutes of one core
-Result:    FID 0.92 in one step and 0.45 in two, where DDIM of the teacher has 5.14 and 1.78, and its
-           100 ancestral steps 0.36; 97.6 % and 97.1 % recognised (benchmarks/few_steps.py,
+Result:    FID 0.92 in one step and 0.45 in two, where DDIM of the teacher has 5.14 and 1.78, and
+           its 100 ancestral steps 0.36; 97.6 % and 97.1 % recognised (benchmarks/few_steps.py,
            docs/few_steps.md)
 """
 
