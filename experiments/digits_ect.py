@@ -9,35 +9,18 @@ Result:    FID 0.92 in one step and 0.45 in two, where DDIM of the teacher has 5
            docs/few_steps.md)
 """
 
-from diffusion_jax.runs.config import Config, Data, Diffusion, Evaluation, Sampling, Training, use
+from diffusion_jax.runs.config import Config, Sampling, use
+from experiments import digits
 
 
 def get_config() -> Config:
-    return Config(
-        data=Data(source="digits", shape=(8, 8, 1), num_classes=10),
-        conditioning=use("label", dropout=0.1),
-        model=use(
-            "unet", channels=32, channel_mult=(1, 2), blocks=1, attention_resolutions=(4,), heads=2
-        ),
-        diffusion=Diffusion(
-            schedule="cosine",
-            prediction="v",
-            loss=use("easy_consistency", stage_steps=100),
-            timesteps=use("lognormal", mean=-0.4, std=1.6),
-        ),
-        training=Training(
-            init="runs/digits",
-            num_steps=800,
-            batch_size=64,
-            learning_rate=5e-4,
-            decay="cosine",
-            warmup_steps=50,
-            ema_decay=0.99,
-            eval_every=0,
-            sample_every=0,
-            checkpoint_every=200,
-            log_every=20,
-        ),
-        sampling=Sampling(sampler="consistency", grid="trailing", steps="1", num=100),
-        evaluation=Evaluation(features="digits", num=2000, batch_size=500, bits_per_dim=0),
-    )
+    config = digits.get_config()
+    config.diffusion.loss = use("easy_consistency", stage_steps=100)
+    config.diffusion.timesteps = use("lognormal", mean=-0.4, std=1.6)
+    training = config.training
+    training.init, training.num_steps, training.learning_rate = "runs/digits", 800, 5e-4
+    training.decay, training.warmup_steps, training.ema_decay = "cosine", 50, 0.99
+    training.eval_every, training.sample_every, training.checkpoint_every = 0, 0, 200
+    config.sampling = Sampling(sampler="consistency", grid="trailing", steps="1", num=100)
+    config.evaluation.bits_per_dim = 0
+    return config

@@ -15,6 +15,7 @@ from diffusion_jax.devices import flops
 from diffusion_jax.evaluation import features, references
 from diffusion_jax.evaluation.extract import Extracted, extract, key
 from diffusion_jax.evaluation.scores import scores
+from diffusion_jax.evaluation.side_by_side import wilson
 from diffusion_jax.models.reuse import Reuse
 from diffusion_jax.runs.build import Parts, make_grid, make_sampler
 from diffusion_jax.runs.checks import check_diffuses
@@ -210,7 +211,5 @@ def asked_classes(config: Config, parts: Parts) -> int:
 
 def share(hits: int, count: int) -> dict[str, Any]:
     """A share with Wilson's 95 % interval."""
-    z, p = 1.96, hits / count
-    centre = (p + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
-    return {"value": p, "low": float(centre - half), "high": float(centre + half)}
+    low, high = wilson(hits, count)
+    return {"value": hits / count, "low": low, "high": high}
